@@ -1,0 +1,1 @@
+"""Use cases: folds over events, and the reports they end in."""

@@ -1,0 +1,86 @@
+"""The one loop: windows from a source into the decoder, events to every consumer."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from typing import Protocol
+
+from vmstream.errors import EXIT_FINDINGS, EXIT_OK, StreamError
+from vmstream.stream.decoder import NEED_DATA, Decoder
+from vmstream.stream.events import Anomaly, Event
+from vmstream.transport.source import Source
+
+Progress = Callable[[int, int | None], None]
+
+
+class Consumer(Protocol):
+    """A fold over events."""
+
+    def on(self, event: Event) -> None:
+        """Take one event. Borrowed bytes in it are valid until this returns."""
+        ...
+
+
+def events(source: Source, decoder: Decoder, progress: Progress | None = None) -> Iterator[Event]:
+    """Yield the events of a source, in order.
+
+    Args:
+        source: The input.
+        decoder: A fresh decoder.
+        progress: Called with (offset, size or None) at each window.
+    """
+    while (event := decoder.next_event()) is not None:
+        if event is NEED_DATA:
+            if progress is not None:
+                progress(decoder.offset, source.size)
+            decoder.supply(*source.window(decoder.offset, decoder.need))
+        else:
+            yield event  # type: ignore[misc]
+
+
+def run(
+    source: Source,
+    decoder: Decoder,
+    consumers: Sequence[Consumer],
+    progress: Progress | None = None,
+) -> None:
+    """Hand every event of the source to every consumer."""
+    for event in events(source, decoder, progress):
+        for consumer in consumers:
+            consumer.on(event)
+
+
+class Findings:
+    """Fold: the anomalies, and the exit status they amount to.
+
+    Attributes:
+        kept: The first MAX_KEPT of them.
+        count: How many there were.
+        error: The first error among them.
+    """
+
+    MAX_KEPT = 1000
+
+    def __init__(self) -> None:
+        self.kept: list[Anomaly] = []
+        self.count = 0
+        self.error: StreamError | None = None
+        self._warned = False
+
+    def on(self, event: Event) -> None:
+        """Keep an anomaly."""
+        if not isinstance(event, Anomaly):
+            return
+        self.count += 1
+        if len(self.kept) < self.MAX_KEPT:
+            self.kept.append(event)
+        self._warned = self._warned or event.severity == "warning"
+        if self.error is None:
+            self.error = event.error
+
+    @property
+    def exit_code(self) -> int:
+        """Exit status: that of the first error, else 1 with warnings, else 0."""
+        if self.error is not None:
+            return self.error.exit_code
+        return EXIT_FINDINGS if self._warned else EXIT_OK

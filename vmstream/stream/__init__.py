@@ -1,0 +1,1 @@
+"""Bytes to events. Sans-IO: nothing here opens, reads or writes anything."""

@@ -1,0 +1,331 @@
+"""The event vocabulary: all that a stream can say, each with the bytes it covers.
+
+The ranges `[offset, end)` of a stream's events are adjacent, start at 0 and end at the length of
+the input: every byte belongs to exactly one event. Do not subclass.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, replace
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from vmstream.errors import StreamError
+from vmstream.wire.constants import PAGE_KINDS, RAMSaveFlag
+from vmstream.wire.vmsd import VMDescriptionLayout
+
+
+@dataclass(frozen=True, slots=True)
+class FileHeader:
+    """Magic and version."""
+
+    offset: int
+    end: int
+
+
+@dataclass(frozen=True, slots=True)
+class Configuration:
+    """The CONFIGURATION section, 2.4 on.
+
+    Attributes:
+        name: Machine type, canonical, as on the wire.
+        target_page_bits: `None` if the subsection is absent.
+        capabilities: Names of the capabilities that QEMU checks at load.
+        uuid: 16 bytes, `None` if absent.
+        subsections: Names of the subsections that are there.
+    """
+
+    offset: int
+    end: int
+    name: bytes
+    target_page_bits: int | None
+    capabilities: tuple[bytes, ...]
+    uuid: bytes | None
+    subsections: tuple[bytes, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class SectionStart:
+    """Head of a section or of a section part.
+
+    Attributes:
+        section_type: QEMU_VM_SECTION_START, PART, END or FULL.
+        section_id: As on the wire.
+        idstr: Name; for PART and END that of their START.
+        instance_id: Likewise.
+        version_id: Likewise.
+        packaged: It stands inside a PACKAGED command.
+    """
+
+    offset: int
+    end: int
+    section_type: int
+    section_id: int
+    idstr: bytes
+    instance_id: int
+    version_id: int
+    packaged: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class RAMBlock:
+    """A named guest memory region, as the stream lists it.
+
+    Attributes:
+        idstr: Name on the wire. Hostile: it can be any 1 to 255 bytes.
+        used_length: Bytes.
+        host_page_size: Size of its backing pages, bytes, if the stream states it.
+        gpa: Address that x-ignore-shared sent, bytes; inside its container, so a hint.
+    """
+
+    idstr: bytes
+    used_length: int
+    host_page_size: int | None = None
+    gpa: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class RAMBlockList:
+    """The MEM_SIZE word and its list.
+
+    Attributes:
+        total: Sum of the lengths as the word states it, bytes.
+        blocks: In wire order.
+    """
+
+    offset: int
+    end: int
+    total: int
+    blocks: tuple[RAMBlock, ...]
+
+
+_KIND = {int(kind): kind for kind in PAGE_KINDS}
+
+
+class Run(NamedTuple):
+    """Records of one kind and block, of consecutive pages, evenly spaced on the wire.
+
+    `payload` and `stride` are bytes in the window of the batch, so page i of the run stands at
+    `payload + i * stride` there; `record_offset` is absolute.
+    """
+
+    kind: RAMSaveFlag
+    block: int
+    block_offset: int
+    count: int
+    record_offset: int
+    payload: int
+    stride: int
+
+
+@dataclass(frozen=True, slots=True)
+class PageBatch:
+    """Consecutive page records, one row each.
+
+    Attributes:
+        record_offset: uint64 (n,), absolute offset of the head.
+        size: uint32 (n,), bytes on the wire, head to payload.
+        flags: uint16 (n,), RAM_SAVE_FLAG_*.
+        block: int32 (n,), index in `blocks`.
+        block_offset: uint64 (n,), bytes from the block's start.
+        payload_size: uint32 (n,), bytes behind head and name.
+        blocks: The block list.
+        page_size: Target page size, bytes.
+        window: Bytes of the input, borrowed: valid until the next event is asked for.
+        window_offset: Absolute offset of the first byte of `window`.
+
+    Memory:
+        Columns are owned. `detach()` gives a batch that owns its window too.
+    """
+
+    offset: int
+    end: int
+    record_offset: NDArray[np.uint64]
+    size: NDArray[np.uint32]
+    flags: NDArray[np.uint16]
+    block: NDArray[np.int32]
+    block_offset: NDArray[np.uint64]
+    payload_size: NDArray[np.uint32]
+    blocks: tuple[RAMBlock, ...]
+    page_size: int
+    window: memoryview = field(repr=False)
+    window_offset: int
+
+    def __len__(self) -> int:
+        return len(self.record_offset)
+
+    def payload(self, index: int) -> memoryview:
+        """Bytes behind head and name of one record, borrowed."""
+        end = int(self.record_offset[index]) + int(self.size[index]) - self.window_offset
+        return self.window[end - int(self.payload_size[index]) : end]
+
+    def runs(self) -> list[Run]:
+        """Split into maximal runs, in wire order. Owned numbers, borrowed bytes."""
+        if not len(self):
+            return []
+        kind = self.flags & int(PAGE_KINDS)
+        step = np.diff(self.block_offset) != self.page_size
+        step |= np.diff(kind) != 0
+        step |= np.diff(self.block) != 0
+        step |= np.diff(self.size) != 0
+        # A record of another size has its payload elsewhere, so equal size means even spacing.
+        first = np.concatenate(([0], np.flatnonzero(step) + 1))
+        count = np.diff(first, append=len(self))
+        payload = (
+            self.record_offset[first].astype(np.int64)
+            + self.size[first]
+            - self.payload_size[first]
+            - self.window_offset
+        )
+        at_first = (c[first] for c in (kind, self.block, self.block_offset, self.record_offset))
+        k, b, o, r = (c.tolist() for c in at_first)
+        s = self.size[first].tolist()
+        return list(map(Run, map(_KIND.__getitem__, k), b, o, count.tolist(), r, payload.tolist(), s))
+
+    def fills(self) -> NDArray[np.uint8]:
+        """Fill bytes of the ZERO records, in order, uint8 (number of ZERO records,)."""
+        zero = (self.flags & int(RAMSaveFlag.ZERO)) != 0
+        at = self.record_offset[zero] + self.size[zero] - np.uint64(1 + self.window_offset)
+        return np.frombuffer(self.window, np.uint8)[at.astype(np.int64)]
+
+    def detach(self) -> PageBatch:
+        """Return the same batch over an owned copy of its bytes."""
+        begin = self.offset - self.window_offset
+        copy = memoryview(bytes(self.window[begin : begin + self.end - self.offset]))
+        return replace(self, window=copy, window_offset=self.offset)
+
+
+@dataclass(frozen=True, slots=True)
+class RAMControl:
+    """A RAM word that is no page record: EOS or MULTIFD_FLUSH."""
+
+    offset: int
+    end: int
+    flags: RAMSaveFlag
+
+
+@dataclass(frozen=True, slots=True)
+class Payload:
+    """Body of a section that is not decoded here, or a stretch of it.
+
+    Attributes:
+        section_id: Whose body it is.
+        framing: How its end was found: 'vmdescription' (stated), 'footer-scan' (inferred).
+        data: The bytes, borrowed until the next event is asked for.
+        final: The body ends here.
+    """
+
+    offset: int
+    end: int
+    section_id: int
+    framing: str
+    data: memoryview = field(repr=False)
+    final: bool = True
+
+
+@dataclass(frozen=True, slots=True)
+class SectionFooter:
+    """The footer behind a section or part, 2.4 on."""
+
+    offset: int
+    end: int
+    section_id: int
+
+
+@dataclass(frozen=True, slots=True)
+class Command:
+    """A COMMAND; the body of PACKAGED follows as events of its own.
+
+    Attributes:
+        cmd: MIG_CMD_* number.
+        data: Its data, owned.
+    """
+
+    offset: int
+    end: int
+    cmd: int
+    data: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class EndOfStream:
+    """QEMU_VM_EOF.
+
+    Attributes:
+        inferred: The last byte of device state that cannot be framed is 0, as EOF is.
+    """
+
+    offset: int
+    end: int
+    inferred: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class VMDescription:
+    """The VMDESCRIPTION frame behind EOF.
+
+    Attributes:
+        text: The JSON, owned.
+        layout: What it says of each device's size; `None` if it does not parse.
+    """
+
+    offset: int
+    end: int
+    text: bytes = field(repr=False)
+    layout: VMDescriptionLayout | None
+
+
+@dataclass(frozen=True, slots=True)
+class Padding:
+    """Zero bytes behind the end of the stream."""
+
+    offset: int
+    end: int
+
+
+@dataclass(frozen=True, slots=True)
+class Gap:
+    """Bytes that were not read as anything, and why."""
+
+    offset: int
+    end: int
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class Anomaly:
+    """A finding at a place; covers no bytes.
+
+    Attributes:
+        severity: 'error' (`error` is set), 'warning' or 'info'.
+        code: Stable word for the kind of finding.
+        message: For people.
+        error: What a strict decoder would have raised.
+    """
+
+    offset: int
+    end: int
+    severity: str
+    code: str
+    message: str
+    error: StreamError | None = None
+
+
+Event = (
+    FileHeader
+    | Configuration
+    | SectionStart
+    | RAMBlockList
+    | PageBatch
+    | RAMControl
+    | Payload
+    | SectionFooter
+    | Command
+    | EndOfStream
+    | VMDescription
+    | Padding
+    | Gap
+    | Anomaly
+)

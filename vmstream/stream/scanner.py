@@ -1,0 +1,447 @@
+"""Page records to columns: the hot path.
+
+A record without a name has a fixed size, so a run of one kind is walked by a pattern match in C
+(`wire.layout.run_pattern`), and a long run by numpy with the stride of the record. Both look at
+every head where the record before it ends, so page contents that look like heads mislead
+neither. Heads are gathered afterwards, all runs of a batch at once. Records with a name and
+records of variable size are few in plain streams and take the scalar path.
+
+Measured with tests/bench/bench_scan.py; the reasons are in docs/architecture.md.
+"""
+
+from __future__ import annotations
+
+import struct
+from dataclasses import dataclass, field
+
+import numpy as np
+from numpy.typing import NDArray
+
+from vmstream.errors import FormatError, IntegrityError, StreamError
+from vmstream.stream.events import PageBatch, RAMBlock
+from vmstream.wire import grammar
+from vmstream.wire.constants import (
+    DEFAULT_PAGE_SIZE,
+    PAGE_KINDS,
+    RAM_FLAG_MASK,
+    TARGET_PAGE_SIZES,
+    RAMSaveFlag,
+)
+from vmstream.wire.layout import (
+    RAM_WORD_SIZE,
+    ZERO_STRIDE,
+    is_legal_flags,
+    page_stride,
+    run_pattern,
+    struct_of,
+)
+
+# Bounds the columns of a batch: 30 bytes a record and temporaries of the same order.
+MAX_BATCH_RECORDS = 1 << 17
+
+# From here on a run is cheaper by numpy than by the pattern (tests/bench/bench_scan.py).
+LONG_RUN = 64
+
+_PAGE = int(RAMSaveFlag.PAGE)
+_ZERO = int(RAMSaveFlag.ZERO)
+_XBZRLE = int(RAMSaveFlag.XBZRLE)
+_COMPRESS_PAGE = int(RAMSaveFlag.COMPRESS_PAGE)
+_CONTINUE = int(RAMSaveFlag.CONTINUE)
+_PAGE_KINDS = int(PAGE_KINDS)
+_read_word = struct_of(grammar.RAM_WORD).unpack_from
+_XBZRLE_HEAD = struct_of(grammar.XBZRLE_HEAD)
+_COMPRESS_HEAD = struct_of(grammar.COMPRESS_PAGE_HEAD)
+
+
+class BadRecord(Exception):
+    """A record that contradicts QEMU's rules; `end` is where the next one stands, if known."""
+
+    def __init__(self, error: StreamError, end: int | None = None) -> None:
+        self.error = error
+        self.end = end
+
+
+@dataclass(slots=True)
+class RAMState:
+    """What page records refer to.
+
+    Attributes:
+        blocks: The block list.
+        page_size: Target page size, bytes.
+        flat: RAM section version 3: one space, no names.
+        current: Index of the block that CONTINUE means, -1 before the first. It lives on from
+            section to section, as in QEMU v10.1.0 migration/ram.c ram_block_from_stream().
+        context: Where we are, for errors.
+    """
+
+    blocks: tuple[RAMBlock, ...]
+    page_size: int = DEFAULT_PAGE_SIZE
+    flat: bool = False
+    current: int = -1
+    context: str = "section 'ram'"
+    index: dict[bytes, int] = field(init=False)
+    used_length: NDArray[np.uint64] = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.index = {b.idstr: i for i, b in enumerate(self.blocks)}
+        self.used_length = np.array([b.used_length for b in self.blocks], np.uint64)
+        if self.flat:
+            self.current = 0
+
+
+class _Runs:
+    """Runs found so far, as columns."""
+
+    __slots__ = ("block", "count", "flags", "payload", "start", "stride", "total")
+
+    def __init__(self) -> None:
+        self.start: list[int] = []
+        self.count: list[int] = []
+        self.stride: list[int] = []
+        self.flags: list[int] = []
+        self.payload: list[int] = []
+        self.block: list[int] = []
+        self.total = 0
+
+    def add(self, start: int, count: int, stride: int, flags: int, payload: int, block: int) -> None:
+        self.start.append(start)
+        self.count.append(count)
+        self.stride.append(stride)
+        self.flags.append(flags)
+        self.payload.append(payload)
+        self.block.append(block)
+        self.total += count
+
+
+def scan_records(
+    state: RAMState, view: memoryview, base: int, pos: int
+) -> tuple[PageBatch | None, int, int]:
+    """Scan page records up to a word that is none, the end of the window, or a full batch.
+
+    Args:
+        state: Block table and current block. Updated.
+        view: The window.
+        base: Absolute offset of its first byte.
+        pos: Where a record head stands in `view`.
+
+    Returns:
+        The batch or `None`, the position behind it, and the bytes that the next record takes
+        from there at the least: 0 where it is wholly inside or no page record.
+
+    Raises:
+        BadRecord: The very first record breaks a rule. Records before a bad one are returned
+            first, so nothing readable is lost.
+
+    Wire:
+        be64 head, then u8 length + idstr unless CONTINUE, then the payload.
+        QEMU v10.1.0 migration/ram.c save_page_header(), ram_load_precopy().
+
+    Memory:
+        Columns are owned and bounded by MAX_BATCH_RECORDS. Payloads are borrowed from `view`.
+    """
+    page_size = state.page_size
+    stride_page = page_stride(page_size)
+    modifiers = 0 if state.flat else _CONTINUE
+    pattern = run_pattern(page_size, LONG_RUN, modifiers)
+    runs = _Runs()
+    needed = 0
+    try:
+        while runs.total < MAX_BATCH_RECORDS:
+            if state.current >= 0:
+                pos = _fast_runs(
+                    runs, view, pos, pattern, stride_page, page_size, modifiers, state.current
+                )
+            if runs.total >= MAX_BATCH_RECORDS:
+                break
+            size = _one_record(runs, state, view, base, pos)
+            if size <= 0:
+                needed = -size
+                break
+            pos += size
+    except BadRecord:
+        if not runs.total:
+            raise
+    if not runs.total:
+        return None, pos, needed
+    batch = _columns(runs, state, view, base, pos)
+    beyond = batch.block_offset >= state.used_length[batch.block]
+    if beyond.any():
+        first = int(np.argmax(beyond))
+        record = int(batch.record_offset[first])
+        state.current = int(batch.block[first])
+        if first == 0:
+            block = state.blocks[state.current]
+            raise BadRecord(
+                IntegrityError(
+                    record,
+                    "a page beyond the end of its block",
+                    context=f"{state.context}, block {block.idstr!r}",
+                    expected=f"below {block.used_length:#x}",
+                    found=f"{int(batch.block_offset[0]):#x}",
+                ),
+                record + int(batch.size[0]),
+            )
+        return _cut(batch, first), record - base, 0
+    return batch, pos, needed
+
+
+# Append the runs of nameless records at `pos`; return the position behind them.
+def _fast_runs(
+    runs: _Runs,
+    view: memoryview,
+    pos: int,
+    pattern: object,
+    stride_page: int,
+    page_size: int,
+    modifiers: int,
+    block: int,
+) -> int:
+    start, count, stride = runs.start.append, runs.count.append, runs.stride.append
+    flags, payload, blocks = runs.flags.append, runs.payload.append, runs.block.append
+    page_flags, zero_flags = _PAGE | modifiers, _ZERO | modifiers
+    total = runs.total
+    while total < MAX_BATCH_RECORDS:
+        long_run = 0
+        for match in pattern.finditer(view, pos):  # type: ignore[attr-defined]
+            kind = match.lastindex
+            if kind == 1:
+                step, kind_flags, size = stride_page, page_flags, page_size
+            elif kind == 2:
+                step, kind_flags, size = ZERO_STRIDE, zero_flags, 1
+            else:
+                break
+            end = match.end()
+            n = (end - pos) // step
+            start(pos)
+            count(n)
+            stride(step)
+            flags(kind_flags)
+            payload(size)
+            blocks(block)
+            pos = end
+            total += n
+            if n == LONG_RUN:
+                long_run = _run_length(
+                    view, pos, step, kind_flags, page_size, MAX_BATCH_RECORDS - total
+                )
+                runs.count[-1] += long_run
+                pos += long_run * step
+                total += long_run
+                break
+            if total >= MAX_BATCH_RECORDS:
+                break
+        else:
+            break
+        if not long_run and (match.lastindex == 3 or total >= MAX_BATCH_RECORDS):
+            break
+    runs.total = total
+    return pos
+
+
+# Count the records of one kind from `pos` on, at most `limit`.
+def _run_length(
+    view: memoryview, pos: int, stride: int, flags: int, page_size: int, limit: int
+) -> int:
+    limit = min(limit, (len(view) - pos) // stride)
+    mask = np.uint64(page_size - 1)
+    found, chunk = 0, 4 * LONG_RUN
+    while found < limit:
+        n = min(chunk, limit - found)
+        heads: NDArray[np.uint64] = np.ndarray(
+            (n,), ">u8", view, pos + found * stride, (stride,)
+        )
+        other = (heads & mask) != flags
+        stop = int(np.argmax(other))
+        if other[stop]:
+            return found + stop
+        found += n
+        chunk = min(chunk * 4, 1 << 15)
+    return found
+
+
+# Append the one record at `pos` and return its size; 0 where a word that is no page record
+# stands, minus the bytes it takes where it is not wholly inside the window.
+def _one_record(runs: _Runs, state: RAMState, view: memoryview, base: int, pos: int) -> int:
+    left = len(view) - pos
+    if left < RAM_WORD_SIZE:
+        return -RAM_WORD_SIZE
+    (head,) = _read_word(view, pos)
+    flags = head & (state.page_size - 1)
+    if not is_legal_flags(flags):
+        raise BadRecord(
+            FormatError(
+                base + pos,
+                f"illegal RAM flags {flags:#05x}",
+                context=state.context,
+                expected="one of ZERO, PAGE, XBZRLE, COMPRESS_PAGE with optional CONTINUE, "
+                "or EOS or MULTIFD_FLUSH alone",
+                advice="damaged, or of another page size (--page-size)",
+            )
+        )
+    if not flags & _PAGE_KINDS:
+        return 0
+    size = RAM_WORD_SIZE
+    block = state.current
+    if not state.flat:
+        if flags & _CONTINUE:
+            if block < 0:
+                raise BadRecord(
+                    FormatError(base + pos, "CONTINUE before any named page", context=state.context)
+                )
+        else:
+            if left < size + 1:
+                return -(size + 1)
+            size += 1 + view[pos + size]
+            if left < size:
+                return -size
+            idstr = bytes(view[pos + RAM_WORD_SIZE + 1 : pos + size])
+            block = state.index.get(idstr, -1)
+            if block < 0:
+                raise BadRecord(
+                    FormatError(
+                        base + pos,
+                        "a page of a block that the list does not have",
+                        context=state.context,
+                        found=repr(idstr),
+                    )
+                )
+    kind = flags & _PAGE_KINDS
+    if kind == _PAGE:
+        payload = state.page_size
+    elif kind == _ZERO:
+        payload = 1
+    else:
+        shape = _XBZRLE_HEAD if kind == _XBZRLE else _COMPRESS_HEAD
+        if left < size + shape.size:
+            return -(size + shape.size)
+        *_, length = shape.unpack_from(view, pos + size)
+        payload = shape.size + length
+        # QEMU v8.2.7 migration/ram-compress.c decompress_data_with_multi_threads() takes at
+        # most compressBound(page); v10.1.0 migration/ram.c load_xbzrle() at most a page.
+        most = state.page_size + (0 if kind == _XBZRLE else state.page_size // 512 + 64)
+        if not 0 < length <= most:
+            raise BadRecord(
+                FormatError(
+                    base + pos,
+                    f"{RAMSaveFlag(kind).name} payload of {length} bytes",
+                    context=state.context,
+                    expected=f"1 to {most}",
+                )
+            )
+    size += payload
+    if left < size:
+        return -size
+    state.current = block
+    runs.add(pos, 1, size, flags, payload, block)
+    return size
+
+
+# Gather the heads of all runs and spread what a run says over its records.
+def _columns(runs: _Runs, state: RAMState, view: memoryview, base: int, end: int) -> PageBatch:
+    start, count = np.array(runs.start, np.int64), np.array(runs.count, np.int64)
+    stride = np.array(runs.stride, np.int64)
+    if len(start) == 1:
+        heads = np.ndarray((runs.total,), ">u8", view, runs.start[0], (runs.stride[0],))
+        position = start[0] + stride[0] * np.arange(runs.total)
+    else:
+        before = np.cumsum(count) - count
+        position = np.repeat(start - before * stride, count)
+        position += np.repeat(stride, count) * np.arange(runs.total)
+        # A view that starts at every byte, so that heads can be taken from any offset.
+        heads = np.ndarray((len(view) - RAM_WORD_SIZE + 1,), ">u8", view, 0, (1,))[position]
+    return PageBatch(
+        offset=base + runs.start[0],
+        end=base + end,
+        record_offset=(position + base).view(np.uint64),
+        size=np.repeat(stride.astype(np.uint32), count),
+        flags=np.repeat(np.array(runs.flags, np.uint16), count),
+        block=np.repeat(np.array(runs.block, np.int32), count),
+        block_offset=heads & np.uint64(~(state.page_size - 1) & 0xFFFFFFFFFFFFFFFF),
+        payload_size=np.repeat(np.array(runs.payload, np.uint32), count),
+        blocks=state.blocks,
+        page_size=state.page_size,
+        window=view,
+        window_offset=base,
+    )
+
+
+# The first `n` records of a batch.
+def _cut(batch: PageBatch, n: int) -> PageBatch:
+    return PageBatch(
+        offset=batch.offset,
+        end=int(batch.record_offset[n]),
+        record_offset=batch.record_offset[:n],
+        size=batch.size[:n],
+        flags=batch.flags[:n],
+        block=batch.block[:n],
+        block_offset=batch.block_offset[:n],
+        payload_size=batch.payload_size[:n],
+        blocks=batch.blocks,
+        page_size=batch.page_size,
+        window=batch.window,
+        window_offset=batch.window_offset,
+    )
+
+
+def probe_page_size(view: memoryview, pos: int, idstrs: set[bytes], *, flat: bool) -> int | None:
+    """Find the target page size from the records at `pos`, or `None` if none of them tells.
+
+    The head behind the first PAGE record must be a legal one; only one page size puts it
+    there, unless page contents look like heads, when the usual size wins.
+
+    Args:
+        view: The window.
+        pos: Where a record head stands in it.
+        idstrs: Names of the RAM blocks.
+        flat: RAM section version 3.
+    """
+    zeros = run_pattern(min(TARGET_PAGE_SIZES), LONG_RUN, 0 if flat else _CONTINUE)
+    offsets = 0
+    while pos + RAM_WORD_SIZE <= len(view):
+        match = zeros.match(view, pos)
+        if match and match.lastindex == 2:
+            heads = np.ndarray(
+                ((match.end() - pos) // ZERO_STRIDE,), ">u8", view, pos, (ZERO_STRIDE,)
+            )
+            offsets |= int(np.bitwise_or.reduce(heads)) & ~RAM_FLAG_MASK
+            pos = match.end()
+            continue
+        (head,) = _read_word(view, pos)
+        flags = head & RAM_FLAG_MASK
+        if not is_legal_flags(flags) or not flags & _PAGE_KINDS:
+            break
+        offsets |= head & ~RAM_FLAG_MASK
+        pos += RAM_WORD_SIZE
+        if not (flags & _CONTINUE or flat):
+            if pos >= len(view):
+                break
+            pos += 1 + view[pos]
+        if flags & _PAGE:
+            fits = [
+                size
+                for size in TARGET_PAGE_SIZES
+                if not offsets & (size - 1) and _head_at(view, pos + size, size, idstrs, flat)
+            ]
+            return fits[0] if fits else None
+        if not flags & _ZERO:
+            break
+        pos += 1
+    # Zero pages alone: an offset that is no multiple of 4096 shows a smaller page.
+    small = [s for s in TARGET_PAGE_SIZES if s < DEFAULT_PAGE_SIZE and not offsets & (s - 1)]
+    return max(small) if offsets & (DEFAULT_PAGE_SIZE - 1) and small else None
+
+
+# Whether a word that may follow a page record of this size stands at `pos`.
+def _head_at(view: memoryview, pos: int, page_size: int, idstrs: set[bytes], flat: bool) -> bool:
+    if pos + RAM_WORD_SIZE + 1 > len(view):
+        return False
+    (head,) = _read_word(view, pos)
+    flags = head & (page_size - 1)
+    if not is_legal_flags(flags) or flags & RAMSaveFlag.MEM_SIZE or head >> 56:
+        return False
+    if not flags & _PAGE_KINDS:
+        return bool(head == flags)
+    if flags & _CONTINUE or flat:
+        return True
+    at = pos + RAM_WORD_SIZE + 1
+    return bytes(view[at : at + view[at - 1]]) in idstrs

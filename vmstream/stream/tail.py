@@ -1,0 +1,399 @@
+"""Device sections to events: the part of a stream that has no lengths.
+
+The body of a device section ends where the vmdescription says, and that comes behind all of
+them. So the sections behind the last RAM section are held until the input ends, the
+vmdescription is found by its frame, and then everything is framed forward, each footer
+checked. Without it the ends are inferred from the footers; without those they are unknown.
+"""
+
+from __future__ import annotations
+
+import re
+from collections import deque
+from collections.abc import Collection, Iterator
+from dataclasses import dataclass, field
+
+from vmstream.errors import (
+    FormatError,
+    IntegrityError,
+    LimitError,
+    StreamError,
+    TruncatedError,
+)
+from vmstream.stream.events import (
+    Anomaly,
+    Command,
+    EndOfStream,
+    Event,
+    Gap,
+    Padding,
+    Payload,
+    SectionFooter,
+    SectionStart,
+    VMDescription,
+)
+from vmstream.wire import grammar, parse, vmsd
+from vmstream.wire.constants import SectionType
+from vmstream.wire.layout import struct_of
+
+_FOOTER = struct_of(grammar.SECTION_FOOTER)
+_FRAME = struct_of(grammar.VMDESCRIPTION_HEAD)
+
+# Bounds on hostile input: how many frames of a vmdescription are tried, and the command numbers
+# and versions that an item found by inference may have.
+MAX_FRAMES_TRIED = 16
+_PLAUSIBLE_COMMAND = 64
+_PLAUSIBLE_VERSION = 1 << 16
+
+FOOTER_SIZE: int = _FOOTER.size
+
+
+@dataclass(frozen=True, slots=True)
+class Frame:
+    """A vmdescription found in held bytes: where its EOF byte stands, and what it says."""
+
+    eof: int
+    end: int
+    layout: vmsd.VMDescriptionLayout
+
+
+@dataclass(frozen=True, slots=True)
+class Tail:
+    """Bytes from the first device section on.
+
+    Attributes:
+        data: The bytes held.
+        base: Absolute offset of the first.
+        footers: Whether the stream has section footers; `None` if nothing told yet.
+        packaged: This is the body of a PACKAGED command: it ends without EOF.
+        strict: Raise at the first fault instead of going on behind it.
+        at_end: The input ends where `data` and `zeros` end.
+        zeros: Zero bytes of the input behind `data` that are not held.
+        live_ids: Section ids of the iterable sections, for plausibility.
+    """
+
+    data: memoryview = field(repr=False)
+    base: int
+    footers: bool | None
+    packaged: bool = False
+    strict: bool = False
+    at_end: bool = True
+    zeros: int = 0
+    live_ids: Collection[int] = ()
+
+
+def find_vmdescription(data: memoryview) -> Frame | None:
+    """Find the VMDESCRIPTION by its frame: EOF, type byte, a length that fits, JSON that parses.
+
+    The last such frame counts; padding may follow it.
+    """
+    mark = bytes([SectionType.QEMU_VM_EOF, SectionType.QEMU_VM_VMDESCRIPTION])
+    tries: deque[tuple[int, int, int]] = deque(maxlen=MAX_FRAMES_TRIED)
+    for match in re.finditer(mark + rb"(?=.{4}\{)", data, re.DOTALL):
+        _, length = _FRAME.unpack_from(data, match.start() + 1)
+        begin = match.start() + 1 + _FRAME.size
+        if length <= len(data) - begin and data[begin + length - 1] == ord("}"):
+            tries.append((match.start(), begin, begin + length))
+    while tries:
+        eof, begin, end = tries.pop()
+        try:
+            return Frame(eof, end, vmsd.load(bytes(data[begin:end])))
+        except ValueError:
+            continue
+    return None
+
+
+def plausible_item(
+    data: memoryview, pos: int, live_ids: Collection[int], *, at_end: bool
+) -> bool | None:
+    """Whether an item can stand at `pos`; `None` if the bytes given do not tell yet.
+
+    Used only where the end of a body is inferred.
+    """
+    unknown = True if at_end else None
+    if pos >= len(data):
+        return unknown
+    kind = data[pos]
+    if kind in (SectionType.QEMU_VM_SECTION_START, SectionType.QEMU_VM_SECTION_FULL):
+        try:
+            head, _ = parse.section_head(data[pos : pos + parse.LONGEST_SECTION_HEAD], 0)
+        except parse.Short:
+            return unknown
+        except FormatError:
+            return False
+        return head.version_id < _PLAUSIBLE_VERSION and all(0x20 <= c < 0x7F for c in head.idstr)
+    rest = bytes(data[pos + 1 : pos + 5])
+    if kind == SectionType.QEMU_VM_EOF:
+        return unknown if not rest else rest[0] in (0, SectionType.QEMU_VM_VMDESCRIPTION)
+    if kind == SectionType.QEMU_VM_COMMAND:
+        return unknown if len(rest) < 2 else int.from_bytes(rest[:2], "big") < _PLAUSIBLE_COMMAND
+    if kind in (SectionType.QEMU_VM_SECTION_PART, SectionType.QEMU_VM_SECTION_END):
+        return unknown if len(rest) < 4 else int.from_bytes(rest, "big") in live_ids
+    return False
+
+
+def find_footer(
+    data: memoryview, start: int, section_id: int, live_ids: Collection[int], *, at_end: bool
+) -> tuple[int, bool]:
+    """Find the first footer of `section_id` that an item follows, from `start` on.
+
+    Returns:
+        (position, True) if found; else (position from which to look again, False).
+    """
+    mark = re.compile(re.escape(_FOOTER.pack(SectionType.QEMU_VM_SECTION_FOOTER, section_id)))
+    for match in mark.finditer(data, start):
+        follows = plausible_item(data, match.end(), live_ids, at_end=at_end)
+        if follows:
+            return match.start(), True
+        if follows is None:
+            return match.start(), False
+    return max(start, len(data) - FOOTER_SIZE + 1), False
+
+
+def has_footer(data: memoryview, pos: int, section_id: int) -> bool:
+    """Whether the footer of this section stands at `pos`."""
+    return bytes(data[pos : pos + FOOTER_SIZE]) == _FOOTER.pack(
+        SectionType.QEMU_VM_SECTION_FOOTER, section_id
+    )
+
+
+def describe(head: parse.SectionHead) -> str:
+    """Name a section in a message."""
+    instance = f" instance {head.instance_id:#x}" if head.instance_id else ""
+    return f"section {head.section_id} {head.idstr!r}{instance}"
+
+
+def frame_tail(tail: Tail) -> Iterator[Event]:
+    """Yield the events of a tail; they cover it and its zeros whole.
+
+    Raises:
+        StreamError: At the first fault, if `tail.strict`.
+    """
+    return _Framer(tail).events()
+
+
+class _Framer:
+    def __init__(self, tail: Tail) -> None:
+        self.tail = tail
+        self.data = tail.data
+        self.base = tail.base
+        self.pos = 0
+        self.ended = False
+        self.footers = tail.footers
+        self.frame = None if tail.packaged else find_vmdescription(tail.data)
+        self.layouts = (
+            {(d.idstr, d.instance_id): d for d in self.frame.layout.devices} if self.frame else {}
+        )
+
+    def events(self) -> Iterator[Event]:
+        try:
+            yield from self._items()
+        except StreamError as error:
+            if self.tail.strict:
+                raise
+            yield self._anomaly(error)
+            if self.frame is not None and self.pos < self.frame.eof:
+                yield self._gap(self.frame.eof, "not framed, up to the vmdescription")
+                yield from self._end()
+        yield from self._rest()
+
+    def _at(self, pos: int) -> int:
+        return self.base + pos
+
+    def _anomaly(self, error: StreamError) -> Anomaly:
+        return Anomaly(error.offset, error.offset, "error", error.code, str(error), error)
+
+    def _gap(self, end: int, reason: str) -> Gap:
+        begin, self.pos = self.pos, end
+        return Gap(self._at(begin), self._at(end), reason)
+
+    def _items(self) -> Iterator[Event]:
+        data = self.data
+        while self.pos < len(data) and not self.ended:
+            kind = data[self.pos]
+            if kind == SectionType.QEMU_VM_EOF and not self.tail.packaged:
+                if self.frame is not None and self.pos != self.frame.eof:
+                    raise IntegrityError(
+                        self._at(self.pos),
+                        "end of stream before the vmdescription's",
+                        context="device state",
+                        expected=f"at {self._at(self.frame.eof):#x}",
+                    )
+                yield from self._end()
+                return
+            if kind == SectionType.QEMU_VM_SECTION_FULL:
+                yield from self._section()
+            elif kind == SectionType.QEMU_VM_COMMAND:
+                yield self._command()
+            else:
+                raise FormatError(
+                    self._at(self.pos),
+                    f"unknown item type {kind:#04x}",
+                    context="device state",
+                    expected="SECTION_FULL, COMMAND or EOF",
+                )
+        if not self.tail.packaged and not self.ended:
+            raise self._truncated(1, "between device sections")
+
+    def _truncated(self, needed: int, context: str) -> StreamError:
+        end = self._at(len(self.data)) + self.tail.zeros
+        if not self.tail.at_end:
+            return LimitError(
+                self.base,
+                f"over {len(self.data) >> 20} MiB of device state without an end",
+                context=context,
+            )
+        return TruncatedError(end, "the input ends", context=context, expected=f"{needed} more bytes")
+
+    def _command(self) -> Command:
+        begin = self.pos
+        try:
+            cmd, data, size = parse.command(self.data[begin:], self._at(begin))
+        except parse.Short:
+            raise self._truncated(1, "command") from None
+        self.pos += size
+        return Command(self._at(begin), self._at(self.pos), cmd, data)
+
+    def _section(self) -> Iterator[Event]:
+        begin = self.pos
+        try:
+            head, size = parse.section_head(self.data[begin:], self._at(begin))
+        except parse.Short:
+            raise self._truncated(1, "section header") from None
+        self.pos += size
+        yield SectionStart(
+            self._at(begin),
+            self._at(self.pos),
+            head.section_type,
+            head.section_id,
+            head.idstr,
+            head.instance_id,
+            head.version_id,
+            self.tail.packaged,
+        )
+        yield from self._body(head)
+        if self.footers and has_footer(self.data, self.pos, head.section_id):
+            self.pos += FOOTER_SIZE
+            yield SectionFooter(
+                self._at(self.pos - FOOTER_SIZE), self._at(self.pos), head.section_id
+            )
+
+    def _body(self, head: parse.SectionHead) -> Iterator[Event]:
+        begin = self.pos
+        layout = self.layouts.get((head.idstr, head.instance_id))
+        if layout is not None:
+            end = begin + layout.size
+            if self.footers is None:
+                self.footers = has_footer(self.data, end, head.section_id)
+            if self.footers:
+                right = has_footer(self.data, end, head.section_id)
+            else:
+                right = end <= len(self.data) and bool(
+                    plausible_item(self.data, end, self.tail.live_ids, at_end=False)
+                )
+            if right:
+                yield self._payload(end, head, "vmdescription")
+                return
+        if self.footers is not False:
+            end, found = find_footer(
+                self.data, begin, head.section_id, self.tail.live_ids, at_end=self.tail.at_end
+            )
+            if found:
+                self.footers = True
+                yield self._payload(end, head, "footer-scan")
+                if layout is not None:
+                    yield self._size_differs(head, layout, begin, end)
+                return
+        limit = self.frame.eof if self.frame is not None else len(self.data)
+        if layout is not None or self.footers:
+            if self.frame is None and self.footers:
+                raise self._truncated(FOOTER_SIZE, describe(head))
+            raise IntegrityError(
+                self._at(begin),
+                "the body does not end where the vmdescription says",
+                context=describe(head),
+                expected=f"{layout.size} bytes" if layout is not None else "an entry in it",
+                advice="the device state or the vmdescription is damaged",
+            )
+        # Neither footers nor a description: no boundary from here on is on the wire.
+        if self.frame is None and limit > begin and self.tail.at_end and not self.tail.packaged:
+            limit -= self.data[limit - 1] == SectionType.QEMU_VM_EOF
+        yield self._gap(limit, "device state without footers and vmdescription: not framed")
+        yield Anomaly(
+            self._at(begin),
+            self._at(begin),
+            "info",
+            "unframed",
+            f"offset {self._at(begin):#x}, {describe(head)}: the stream has neither section "
+            "footers nor a vmdescription, so device sections cannot be told apart from here on",
+        )
+        if self.frame is None and not self.tail.packaged:
+            yield from self._inferred_end()
+
+    # The last byte of an unframed tail: 0 is what EOF would be.
+    def _inferred_end(self) -> Iterator[Event]:
+        if self.pos < len(self.data) and self.data[self.pos] == SectionType.QEMU_VM_EOF:
+            self.pos += 1
+            self.ended = True
+            yield EndOfStream(self._at(self.pos - 1), self._at(self.pos), inferred=True)
+            return
+        raise self._truncated(1, "device state")
+
+    def _payload(self, end: int, head: parse.SectionHead, framing: str) -> Payload:
+        begin, self.pos = self.pos, end
+        return Payload(
+            self._at(begin), self._at(end), head.section_id, framing, self.data[begin:end]
+        )
+
+    def _size_differs(
+        self, head: parse.SectionHead, layout: vmsd.DeviceLayout, begin: int, end: int
+    ) -> Anomaly:
+        return Anomaly(
+            self._at(begin),
+            self._at(begin),
+            "info" if vmsd.may_lie(layout.description) else "warning",
+            "vmdescription-size",
+            f"offset {self._at(begin):#x}, {describe(head)}: the vmdescription says {layout.size} "
+            f"bytes, the footer stands behind {end - begin}",
+        )
+
+    # EOF, and the vmdescription if one follows.
+    def _end(self) -> Iterator[Event]:
+        self.pos += 1
+        self.ended = True
+        yield EndOfStream(self._at(self.pos - 1), self._at(self.pos))
+        begin = self.pos
+        if self.frame is not None:
+            self.pos = self.frame.end
+            text = bytes(self.data[begin + _FRAME.size : self.pos])
+            yield VMDescription(self._at(begin), self._at(self.pos), text, self.frame.layout)
+        elif begin < len(self.data) and self.data[begin] == SectionType.QEMU_VM_VMDESCRIPTION:
+            if begin + _FRAME.size > len(self.data):
+                raise self._truncated(1, "vmdescription")
+            _, length = _FRAME.unpack_from(self.data, begin)
+            end = begin + _FRAME.size + length
+            if end > len(self.data):
+                raise self._truncated(end - len(self.data), "vmdescription")
+            try:
+                vmsd.load(bytes(self.data[begin + _FRAME.size : end]))
+            except ValueError as exc:
+                raise FormatError(
+                    self._at(begin), "damaged vmdescription", context="vmdescription", found=str(exc)
+                ) from exc
+
+    # What stands behind the end: padding is zeros.
+    def _rest(self) -> Iterator[Event]:
+        begin, end = self.pos, len(self.data)
+        if begin < end and (any(self.data[begin:end]) or not self.ended):
+            reason = "behind the end of the stream" if self.ended else "incomplete"
+            yield self._gap(end, reason)
+            if self.ended:
+                yield Anomaly(
+                    self._at(begin),
+                    self._at(begin),
+                    "warning",
+                    "trailing",
+                    f"offset {self._at(begin):#x}: {end - begin} bytes behind the end of the stream",
+                )
+        if self.pos < end or self.tail.zeros:
+            yield Padding(self._at(self.pos), self._at(end) + self.tail.zeros)

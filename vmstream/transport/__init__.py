@@ -1,0 +1,1 @@
+"""Sources and sinks: the only place with file descriptors."""

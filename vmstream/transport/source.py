@@ -1,0 +1,252 @@
+"""Where bytes come from: files and pipes, as windows for the decoder.
+
+A window is a view of the input from some offset on. Pages of a file that the page cache holds
+are mapped, since the walk looks at one word of every page and copying the rest would cost ten
+times the walk; anything else is read into one reused buffer, so that a bad disk or a file that
+shrinks is an OSError and never a SIGBUS.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import fcntl
+import hashlib
+import io
+import mmap
+import os
+import stat
+import sys
+from concurrent.futures import Future, ThreadPoolExecutor
+from typing import Protocol
+
+import numpy as np
+
+MAPPED_WINDOW = 16 << 20
+READ_WINDOW = 8 << 20
+_PIPE_SIZE = 1 << 20
+
+Window = tuple[memoryview, int, bool]
+
+
+class Source(Protocol):
+    """An input, as the decoder's driver wants it.
+
+    Attributes:
+        name: For messages.
+        size: Bytes, `None` while it is not known.
+        seekable: Windows may be asked for in any order.
+    """
+
+    name: str
+    size: int | None
+    seekable: bool
+
+    def window(self, offset: int, need: int) -> Window:
+        """Return (view, offset of its first byte, whether the input ends with it).
+
+        The view starts at `offset` or before and reaches at least `need` bytes behind it, or
+        to the end of the input. It is valid until the next call.
+        """
+        ...
+
+    def close(self) -> None:
+        """Release the descriptor."""
+        ...
+
+
+class FileSource:
+    """A regular file or a block device."""
+
+    seekable = True
+
+    def __init__(self, fd: int, name: str, start: int = 0) -> None:
+        self.name = name
+        self._fd = fd
+        self._start = start
+        self.size: int | None = max(0, os.lseek(fd, 0, os.SEEK_END) - start)
+        self._buffer: memoryview | None = None
+        with contextlib.suppress(OSError):
+            os.posix_fadvise(fd, 0, 0, os.POSIX_FADV_SEQUENTIAL)
+
+    def window(self, offset: int, need: int) -> Window:
+        """Map or read from `offset` on."""
+        size = self.size or 0
+        begin = self._start + offset
+        base = begin - begin % mmap.ALLOCATIONGRANULARITY
+        stop = min(self._start + size, max(base + MAPPED_WINDOW, begin + need))
+        if stop <= begin:
+            return memoryview(b""), offset, True
+        mapped = self._mapped(base, stop - base)
+        if mapped is not None:
+            return mapped[begin - base :], offset, stop == self._start + size
+        stop = min(self._start + size, begin + max(READ_WINDOW, need))
+        view = self._read(begin, stop - begin)
+        # Shorter than it was: the file shrank. What is left is a truncated stream.
+        short = len(view) < stop - begin
+        return view, offset, short or stop == self._start + size
+
+    def close(self) -> None:
+        """Close the file."""
+        os.close(self._fd)
+
+    # A view of the file's pages, if all of them are in the page cache.
+    def _mapped(self, base: int, length: int) -> memoryview | None:
+        try:
+            mapping = mmap.mmap(
+                self._fd, length, prot=mmap.PROT_READ, flags=mmap.MAP_SHARED, offset=base
+            )
+        except (OSError, ValueError):
+            return None
+        # No close(): the mapping goes when the last view of it does.
+        return memoryview(mapping) if _resident(mapping, length) else None
+
+    def _read(self, begin: int, length: int) -> memoryview:
+        if self._buffer is None or len(self._buffer) < length:
+            self._buffer = memoryview(bytearray(max(length, READ_WINDOW)))
+        done = 0
+        while done < length:
+            got = os.preadv(self._fd, [self._buffer[done:length]], begin + done)
+            if not got:
+                break
+            done += got
+        return self._buffer[:done].toreadonly()
+
+
+class PipeSource:
+    """A pipe, socket or terminal: read once, in order."""
+
+    seekable = False
+
+    def __init__(self, stream: io.RawIOBase, name: str) -> None:
+        self.name = name
+        self.size: int | None = None
+        self._stream = stream
+        self._buffer = memoryview(bytearray(READ_WINDOW))
+        self._base = 0
+        self._filled = 0
+        with contextlib.suppress(OSError, AttributeError, io.UnsupportedOperation):
+            fcntl.fcntl(stream.fileno(), fcntl.F_SETPIPE_SZ, _PIPE_SIZE)
+
+    def window(self, offset: int, need: int) -> Window:
+        """Keep what is left from `offset` on and fill the buffer behind it."""
+        kept = self._filled - (offset - self._base)
+        if kept < 0:
+            raise ValueError("a pipe cannot go forward without reading")
+        held = self._buffer[self._filled - kept : self._filled]
+        if need > len(self._buffer):
+            self._buffer = memoryview(bytearray(max(need, 2 * len(self._buffer))))
+        self._buffer[:kept] = held
+        self._base, self._filled = offset, kept
+        while self.size is None and self._filled < len(self._buffer):
+            got = self._stream.readinto(self._buffer[self._filled :])
+            if not got:
+                self.size = self._base + self._filled
+            else:
+                self._filled += got
+        view = self._buffer[: self._filled].toreadonly()
+        return view, self._base, self.size is not None
+
+    def close(self) -> None:
+        """Close the stream."""
+        self._stream.close()
+
+
+class DigestSource:
+    """Another source, with the SHA-256 of all bytes that came through it.
+
+    The digest is taken on a thread while the window is in use: hashlib lets go of the GIL.
+    """
+
+    def __init__(self, inner: Source) -> None:
+        self.inner = inner
+        self.name = inner.name
+        self.seekable = inner.seekable
+        self._digest = hashlib.sha256()
+        self._done = 0
+        self._pool = ThreadPoolExecutor(1)
+        self._busy: Future[None] | None = None
+
+    @property
+    def size(self) -> int | None:
+        """Bytes, `None` while it is not known."""
+        return self.inner.size
+
+    def window(self, offset: int, need: int) -> Window:
+        """Pass a window on, with its bytes hashed in order."""
+        self._wait()
+        view, base, at_end = self.inner.window(offset, need)
+        fresh = view[max(0, self._done - base) :]
+        if base <= self._done and len(fresh):
+            self._done += len(fresh)
+            self._busy = self._pool.submit(self._digest.update, fresh)
+        return view, base, at_end
+
+    def hexdigest(self) -> str | None:
+        """SHA-256 of the whole input; `None` if it was not read whole."""
+        self._wait()
+        return self._digest.hexdigest() if self._done == self.size else None
+
+    def close(self) -> None:
+        """Close the inner source."""
+        self._wait()
+        self._pool.shutdown()
+        self.inner.close()
+
+    def _wait(self) -> None:
+        if self._busy is not None:
+            self._busy.result()
+            self._busy = None
+
+
+class OpenSource:
+    """Open a path, or standard input for '-', as the right source; a context manager.
+
+    Raises:
+        OSError: It cannot be opened, with its path.
+    """
+
+    def __init__(self, path: str | os.PathLike[str]) -> None:
+        self.source = _open(path)
+
+    def __enter__(self) -> Source:
+        return self.source
+
+    def __exit__(self, *exc: object) -> None:
+        self.source.close()
+
+
+def _open(path: str | os.PathLike[str]) -> Source:
+    if str(path) == "-":
+        fd, name, start = os.dup(sys.stdin.fileno()), "standard input", None
+    else:
+        fd, name, start = os.open(path, os.O_RDONLY | os.O_CLOEXEC), os.fspath(path), 0
+    mode = os.fstat(fd).st_mode
+    if stat.S_ISREG(mode) or stat.S_ISBLK(mode):
+        return FileSource(fd, name, os.lseek(fd, 0, os.SEEK_CUR) if start is None else start)
+    if stat.S_ISDIR(mode):
+        os.close(fd)
+        raise IsADirectoryError(21, os.strerror(21), name)
+    return PipeSource(io.FileIO(fd, "rb"), name)
+
+
+# Whether every page of a mapping is in the page cache, so that touching it cannot fault on the
+# disk. Where mincore(2) is not to be had the answer is no.
+def _resident(mapping: mmap.mmap, length: int) -> bool:
+    mincore = _mincore()
+    if mincore is None:
+        return False
+    pages = -(-length // mmap.PAGESIZE)
+    held = np.empty(pages, np.uint8)
+    address = np.frombuffer(mapping, np.uint8).ctypes.data
+    done = mincore(ctypes.c_void_p(address), ctypes.c_size_t(length), ctypes.c_void_p(held.ctypes.data))
+    return done == 0 and bool((held & 1).all())
+
+
+def _mincore():  # type: ignore[no-untyped-def]
+    try:
+        return ctypes.CDLL(None).mincore
+    except (OSError, AttributeError):
+        return None
+
+

@@ -1,0 +1,1 @@
+"""What the bytes are: numbers, grammars, layouts. Pure: no I/O, no policy."""

@@ -1,0 +1,80 @@
+"""QEMU's numbers under QEMU's names, each with its source and the releases that use it."""
+
+from __future__ import annotations
+
+from enum import IntEnum, IntFlag
+
+# QEMU v10.1.0 migration/qemu-file-types / savevm.h: QEMU_VM_FILE_MAGIC, QEMU_VM_FILE_VERSION.
+QEMU_VM_FILE_MAGIC = b"QEVM"
+QEMU_VM_FILE_VERSION = 3  # since 0.10; 2 is refused since 0.12
+
+
+class SectionType(IntEnum):
+    """First byte of an item. QEMU v10.1.0 migration/savevm.h."""
+
+    QEMU_VM_EOF = 0x00
+    QEMU_VM_SECTION_START = 0x01
+    QEMU_VM_SECTION_PART = 0x02
+    QEMU_VM_SECTION_END = 0x03
+    QEMU_VM_SECTION_FULL = 0x04
+    QEMU_VM_SUBSECTION = 0x05  # since 0.13, inside device state only
+    QEMU_VM_VMDESCRIPTION = 0x06  # since 2.3, after EOF only
+    QEMU_VM_CONFIGURATION = 0x07  # since 2.4, behind the file header only
+    QEMU_VM_COMMAND = 0x08  # since 2.5
+    QEMU_VM_SECTION_FOOTER = 0x7E  # since 2.4
+
+
+class MigCmd(IntEnum):
+    """Commands. QEMU v10.1.0 migration/savevm.c enum qemu_vm_cmd.
+
+    3.0 numbered POSTCOPY_RESUME 8 and RECV_BITMAP 9; 3.1 inserted ENABLE_COLO.
+    """
+
+    INVALID = 0
+    OPEN_RETURN_PATH = 1
+    PING = 2
+    POSTCOPY_ADVISE = 3
+    POSTCOPY_LISTEN = 4
+    POSTCOPY_RUN = 5
+    POSTCOPY_RAM_DISCARD = 6
+    PACKAGED = 7
+    ENABLE_COLO = 8  # since 3.1
+    POSTCOPY_RESUME = 9
+    RECV_BITMAP = 10
+    SWITCHOVER_START = 11  # since 10.0
+
+
+class RAMSaveFlag(IntFlag):
+    """Flag bits of a RAM head. QEMU v10.1.0 migration/ram.h RAM_SAVE_FLAG_*."""
+
+    FULL = 0x001  # never written since 0.10
+    ZERO = 0x002  # named COMPRESS until 8.0; fill byte may be non-zero until 1.4
+    MEM_SIZE = 0x004
+    PAGE = 0x008
+    EOS = 0x010
+    CONTINUE = 0x020  # modifier: the block of the record before
+    XBZRLE = 0x040  # since 1.2
+    HOOK = 0x080  # since 1.6, RDMA only
+    COMPRESS_PAGE = 0x100  # 2.4 to 9.0
+    MULTIFD_FLUSH = 0x200  # since 8.1
+
+
+# The smallest target page QEMU has is 1 KiB (arm before 2.8), so no flag is above 0x200 and
+# this mask is right whatever the page size. QEMU v10.1.0 migration/ram.h.
+RAM_FLAG_MASK = 0x3FF
+PAGE_KINDS = RAMSaveFlag.ZERO | RAMSaveFlag.PAGE | RAMSaveFlag.XBZRLE | RAMSaveFlag.COMPRESS_PAGE
+
+ENCODING_FLAG_XBZRLE = 0x01
+
+# target/*/cpu-param.h: every page size a system target has, the usual one first.
+TARGET_PAGE_SIZES = (4096, 1024, 8192, 16384, 65536, 2048, 32768)
+DEFAULT_PAGE_SIZE = 4096
+
+CAP_IGNORE_SHARED = b"x-ignore-shared"
+CAP_MAPPED_RAM = b"mapped-ram"
+
+# Bounds of our own: what a stream may make us hold. QEMU sets none of them.
+MAX_RAM_BLOCKS = 4096
+MAX_CONFIGURATION = 64 << 10
+MAX_DEVICE_TAIL = 256 << 20
+MAX_VMDESCRIPTION = 64 << 20

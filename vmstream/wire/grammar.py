@@ -1,0 +1,131 @@
+"""Every Construct declaration. Each one parses and builds.
+
+Streams have few of most of these, and Construct walks those. Of page records there are
+millions: they are declared here too, but walked with the layouts that `wire.layout` derives
+from the declarations.
+"""
+
+from __future__ import annotations
+
+from functools import cache
+
+from construct import (
+    Bytes,
+    Const,
+    Construct,
+    GreedyBytes,
+    GreedyRange,
+    If,
+    Int8ub,
+    Int16ub,
+    Int32ub,
+    Int64ub,
+    Prefixed,
+    PrefixedArray,
+    Rebuild,
+    Struct,
+    this,
+)
+
+from vmstream.wire.constants import QEMU_VM_FILE_MAGIC, SectionType
+
+# QEMU v10.1.0 migration/qemu-file.c qemu_put_counted_string(): u8 length, no NUL.
+COUNTED_STRING: Construct = Prefixed(Int8ub, GreedyBytes)
+
+# QEMU v10.1.0 migration/savevm.c qemu_savevm_state_header().
+FILE_HEADER = Struct("magic" / Const(QEMU_VM_FILE_MAGIC), "version" / Int32ub)
+
+# QEMU v10.1.0 migration/savevm.c vmstate_configuration. No length and no footer.
+CONFIGURATION = Struct(
+    "section_type" / Const(SectionType.QEMU_VM_CONFIGURATION, Int8ub),
+    "name" / Prefixed(Int32ub, GreedyBytes),
+)
+
+# QEMU v10.1.0 migration/vmstate.c vmstate_subsection_save().
+SUBSECTION_HEAD = Struct(
+    "section_type" / Const(SectionType.QEMU_VM_SUBSECTION, Int8ub),
+    "name" / COUNTED_STRING,
+    "version_id" / Int32ub,
+)
+
+# QEMU v10.1.0 migration/savevm.c vmstate_target_page_bits, vmstate_capabilites, vmstate_uuid.
+CONFIGURATION_SUBSECTIONS: dict[bytes, Construct] = {
+    b"configuration/target-page-bits": Struct("target_page_bits" / Int32ub),
+    b"configuration/capabilities": Struct("capabilities" / PrefixedArray(Int32ub, COUNTED_STRING)),
+    b"configuration/uuid": Struct("uuid" / Bytes(16)),
+}
+
+# QEMU v10.1.0 migration/savevm.c save_section_header().
+SECTION_HEAD = Struct(
+    "section_type" / Int8ub,
+    "section_id" / Int32ub,
+    "idstr" / COUNTED_STRING,
+    "instance_id" / Int32ub,
+    "version_id" / Int32ub,
+)
+SECTION_PART_HEAD = Struct("section_type" / Int8ub, "section_id" / Int32ub)
+
+# QEMU v10.1.0 migration/savevm.c save_section_footer(), since 2.4.
+SECTION_FOOTER = Struct("section_type" / Int8ub, "section_id" / Int32ub)
+
+# QEMU v10.1.0 migration/savevm.c qemu_savevm_command_send().
+COMMAND = Struct(
+    "section_type" / Const(SectionType.QEMU_VM_COMMAND, Int8ub),
+    "cmd" / Int16ub,
+    "data" / Prefixed(Int16ub, GreedyBytes),
+)
+COMMAND_PING = Struct("value" / Int32ub)
+COMMAND_POSTCOPY_ADVISE = Struct("page_sizes" / Int64ub, "target_page_size" / Int64ub)
+COMMAND_PACKAGED = Struct("length" / Int32ub)
+COMMAND_RAM_DISCARD = Struct(
+    "version" / Int8ub,
+    "idstr" / COUNTED_STRING,
+    "nil" / Const(0, Int8ub),
+    "ranges" / GreedyRange(Struct("start" / Int64ub, "length" / Int64ub)),
+)
+
+# QEMU v10.1.0 migration/savevm.c qemu_savevm_state_complete_precopy_non_iterable(), since 2.3.
+VMDESCRIPTION = Struct(
+    "section_type" / Const(SectionType.QEMU_VM_VMDESCRIPTION, Int8ub),
+    "json" / Prefixed(Int32ub, GreedyBytes),
+)
+VMDESCRIPTION_HEAD = Struct("section_type" / Int8ub, "length" / Int32ub)
+
+# QEMU v10.1.0 migration/ram.c: every RAM record starts with this word,
+# a block offset (or a total) with the flags in the bits below the page size.
+RAM_WORD = Struct("head" / Int64ub)
+
+# QEMU v10.1.0 migration/ram.c ram_save_setup(). The parameters say which optional words an
+# entry has: `page_sizes[index]` (2.9+, postcopy with huge pages), `gpa` (4.0+, x-ignore-shared),
+# `ignored` (4.0.x only, removed by fbd162e629).
+RAM_BLOCK = Struct(
+    "idstr" / COUNTED_STRING,
+    "used_length" / Int64ub,
+    "host_page_size" / If(this._params.host_page_size, Int64ub),
+    "gpa" / If(this._params.gpa, Int64ub),
+    "ignored" / If(this._params.ignored, Int8ub),
+)
+
+# QEMU v10.1.0 migration/ram.c save_zero_page(), save_normal_page(). CONTINUE form: the named
+# form has COUNTED_STRING between head and payload.
+ZERO_RECORD = Struct("head" / Int64ub, "fill" / Int8ub)
+
+
+@cache
+def page_record(page_size: int) -> Struct:
+    """PAGE record with CONTINUE, for one target page size in bytes."""
+    return Struct("head" / Int64ub, "page" / Bytes(page_size))
+
+
+# QEMU v10.1.0 migration/ram.c save_xbzrle_page().
+XBZRLE_HEAD = Struct("encoding" / Int8ub, "length" / Int16ub)
+XBZRLE_PAYLOAD = Struct(
+    "encoding" / Int8ub,
+    "length" / Rebuild(Int16ub, lambda c: len(c.data)),
+    "data" / Bytes(this.length),
+)
+
+# QEMU v8.2.7 migration/qemu-file.c qemu_put_compression_data().
+COMPRESS_PAGE_HEAD = Struct("length" / Int32ub)
+COMPRESS_PAGE_PAYLOAD = Prefixed(Int32ub, GreedyBytes)
+

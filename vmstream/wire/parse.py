@@ -1,0 +1,270 @@
+"""The one place that runs Construct, and turns its errors into ours.
+
+Every function takes the bytes from some offset on and returns a plain value and the number of
+bytes it used; `Short` says that the item goes on behind the bytes given.
+"""
+
+from __future__ import annotations
+
+import io
+from dataclasses import dataclass
+from typing import Any
+
+import construct
+
+from vmstream.errors import FormatError, IntegrityError, LimitError
+from vmstream.wire import grammar
+from vmstream.wire.constants import (
+    MAX_CONFIGURATION,
+    MAX_RAM_BLOCKS,
+    QEMU_VM_FILE_MAGIC,
+    QEMU_VM_FILE_VERSION,
+    RAM_FLAG_MASK,
+    MigCmd,
+    SectionType,
+)
+from vmstream.wire.layout import is_legal_flags
+
+Buffer = bytes | memoryview
+
+LONGEST_SECTION_HEAD = 1 + 4 + 256 + 4 + 4
+
+
+class Short(Exception):
+    """The item is not wholly inside the bytes given; it takes `size` of them at the least."""
+
+    def __init__(self, size: int) -> None:
+        self.size = size
+
+
+@dataclass(frozen=True, slots=True)
+class SectionHead:
+    """Head of a START or FULL section."""
+
+    section_type: int
+    section_id: int
+    idstr: bytes
+    instance_id: int
+    version_id: int
+
+
+@dataclass(frozen=True, slots=True)
+class ConfigurationValues:
+    """What the CONFIGURATION section says. `None` where a subsection is absent."""
+
+    name: bytes
+    target_page_bits: int | None
+    capabilities: tuple[bytes, ...]
+    uuid: bytes | None
+    subsections: tuple[bytes, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class BlockEntry:
+    """One entry of the RAM block list; lengths and addresses in bytes."""
+
+    idstr: bytes
+    used_length: int
+    host_page_size: int | None
+    gpa: int | None
+    ignored: int | None
+
+
+def _run(
+    what: construct.Construct, data: Buffer, offset: int, context: str, **params: Any
+) -> tuple[Any, int]:
+    stream = io.BytesIO(data)
+    try:
+        found = what.parse_stream(stream, **params)
+    except construct.StreamError as exc:
+        raise Short(len(data) + 1) from exc
+    except construct.ConstructError as exc:
+        path = getattr(exc, "path", None) or ""
+        raise FormatError(offset, f"malformed {context} {path}".rstrip(), context=context) from exc
+    return found, stream.tell()
+
+
+def file_header(data: Buffer) -> int:
+    """Check magic and version; return the size of the header.
+
+    Raises:
+        FormatError: This is no migration stream, or one of a version QEMU does not load.
+    """
+    magic = bytes(data[:4])
+    if magic != QEMU_VM_FILE_MAGIC[: len(magic)]:
+        raise FormatError(
+            0,
+            "not a migration stream",
+            expected=repr(QEMU_VM_FILE_MAGIC),
+            found=repr(magic),
+            advice="capture one with QMP migrate uri=exec:cat>FILE",
+        )
+    header, size = _run(grammar.FILE_HEADER, data[:8], 0, "file header")
+    if header.version != QEMU_VM_FILE_VERSION:
+        raise FormatError(
+            4,
+            "stream version that QEMU does not load",
+            context="file header",
+            expected=str(QEMU_VM_FILE_VERSION),
+            found=str(header.version),
+        )
+    return size
+
+
+def configuration(data: Buffer, offset: int) -> tuple[ConfigurationValues, int]:
+    """Parse the CONFIGURATION section with its subsections, which have neither length nor count."""
+    context = "configuration"
+    if len(data) >= 5:
+        length = int.from_bytes(data[1:5], "big")
+        if length > MAX_CONFIGURATION // 2:
+            raise FormatError(
+                offset + 1,
+                "machine name of an impossible length",
+                context=context,
+                found=f"{length} bytes",
+            )
+    head, pos = _run(grammar.CONFIGURATION, data[:MAX_CONFIGURATION], offset, context)
+    values: dict[str, Any] = {}
+    names: list[bytes] = []
+    while True:
+        if pos >= len(data):
+            raise Short(pos + 1)
+        # 0x05 is no item type, so the byte alone tells. QEMU v10.1.0 migration/vmstate.c
+        # vmstate_subsection_load() also asks for the name of the parent.
+        if data[pos] != SectionType.QEMU_VM_SUBSECTION:
+            break
+        if pos > MAX_CONFIGURATION:
+            raise LimitError(offset + pos, "configuration section too long", context=context)
+        part, used = _run(grammar.SUBSECTION_HEAD, data[pos : pos + 262], offset + pos, context)
+        name: bytes = part.name
+        body = grammar.CONFIGURATION_SUBSECTIONS.get(name)
+        if body is None:
+            raise FormatError(
+                offset + pos,
+                "unknown subsection",
+                context=context,
+                found=repr(name),
+                advice="its length is not on the wire, so nothing behind it can be framed",
+            )
+        pos += used
+        fields, used = _run(body, data[pos : pos + MAX_CONFIGURATION], offset + pos, repr(name))
+        values.update({k: v for k, v in fields.items() if not k.startswith("_")})
+        names.append(name)
+        pos += used
+    return (
+        ConfigurationValues(
+            name=head.name,
+            target_page_bits=values.get("target_page_bits"),
+            capabilities=tuple(values.get("capabilities", ())),
+            uuid=values.get("uuid"),
+            subsections=tuple(names),
+        ),
+        pos,
+    )
+
+
+def section_head(data: Buffer, offset: int) -> tuple[SectionHead, int]:
+    """Parse the head of a START or FULL section."""
+    found, size = _run(
+        grammar.SECTION_HEAD, data[:LONGEST_SECTION_HEAD], offset, "section header"
+    )
+    if not found.idstr:
+        raise FormatError(offset + 5, "section without a name", context="section header")
+    head = SectionHead(
+        found.section_type, found.section_id, found.idstr, found.instance_id, found.version_id
+    )
+    return head, size
+
+
+def command(data: Buffer, offset: int) -> tuple[int, bytes, int]:
+    """Parse a COMMAND: (cmd, data, size)."""
+    found, size = _run(grammar.COMMAND, data[: 5 + 0xFFFF], offset, "command")
+    return found.cmd, found.data, size
+
+
+def command_fields(cmd: int, data: bytes) -> dict[str, int]:
+    """Name the numbers in the data of a command; empty where it has none or is malformed."""
+    shape = {
+        MigCmd.PING: grammar.COMMAND_PING,
+        MigCmd.POSTCOPY_ADVISE: grammar.COMMAND_POSTCOPY_ADVISE,
+        MigCmd.PACKAGED: grammar.COMMAND_PACKAGED,
+    }.get(MigCmd(cmd) if cmd in MigCmd._value2member_map_ else MigCmd.INVALID)
+    if shape is None or len(data) != shape.sizeof():
+        return {}
+    found = shape.parse(data)
+    return {k: v for k, v in found.items() if not k.startswith("_")}
+
+
+def ram_block_list(
+    data: Buffer, offset: int, total: int, *, ignore_shared: bool
+) -> tuple[tuple[BlockEntry, ...], int]:
+    """Parse the block list of a MEM_SIZE word, in whichever variant adds up.
+
+    Nothing on the wire says which optional words an entry has, so each reading is tried: first
+    none, then a huge page size behind some of the lengths (2.9+, postcopy), and the extra byte
+    of 4.0 with x-ignore-shared. The one is right whose lengths add up to `total` with a legal
+    RAM head behind the list. QEMU v10.1.0 migration/ram.c ram_save_setup(), parse_ramblocks().
+
+    Args:
+        data: Bytes from behind the MEM_SIZE word on.
+        offset: Their absolute offset.
+        total: Sum that the word states, bytes.
+        ignore_shared: The capability x-ignore-shared was on: entries have an address.
+
+    Raises:
+        Short: The list goes on behind `data`.
+        IntegrityError: No reading adds up.
+    """
+    context = "RAM block list"
+    short = 0
+    for ignored in (False, True) if ignore_shared else (False,):
+        # Depth first over "has a host page size" per entry; each state is where to go on.
+        states: list[tuple[int, int, tuple[BlockEntry, ...]]] = [(0, total, ())]
+        for _ in range(4 * MAX_RAM_BLOCKS):
+            if not states:
+                break
+            pos, left, blocks = states.pop()
+            if left == 0:
+                if len(data) < pos + 8:
+                    short = max(short, pos + 8)
+                    continue
+                head = int.from_bytes(data[pos : pos + 8], "big")
+                if is_legal_flags(head & RAM_FLAG_MASK):
+                    return blocks, pos
+                continue
+            if len(blocks) >= MAX_RAM_BLOCKS:
+                raise LimitError(offset + pos, f"over {MAX_RAM_BLOCKS} RAM blocks", context=context)
+            for has_size in (True, False):
+                try:
+                    found, used = _run(
+                        grammar.RAM_BLOCK,
+                        data[pos : pos + 290],
+                        offset + pos,
+                        context,
+                        host_page_size=has_size,
+                        gpa=ignore_shared,
+                        ignored=ignored,
+                    )
+                except Short:
+                    short = max(short, pos + 290)
+                    continue
+                size = found.host_page_size
+                if (
+                    not found.idstr
+                    or not 0 < found.used_length <= left
+                    or (size is not None and (size < 1024 or size & (size - 1)))
+                ):
+                    continue
+                entry = BlockEntry(
+                    found.idstr, found.used_length, size, found.gpa, found.ignored
+                )
+                states.append((pos + used, left - found.used_length, (*blocks, entry)))
+    if short > len(data):
+        raise Short(short)
+    raise IntegrityError(
+        offset,
+        "the lengths of the RAM blocks do not add up",
+        context=context,
+        expected=f"{total:#x} bytes in all",
+        advice="a length or the total is damaged",
+    )
