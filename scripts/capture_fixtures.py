@@ -34,11 +34,10 @@ from typing import Any
 
 import zstandard
 
-ROOT = Path(__file__).resolve().parent.parent
-sys.path.insert(0, str(ROOT))
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from tests.qemu import Guest, Qemu, QemuError, find_qemu  # noqa: E402
-from tests.truth import BlockSums, block_sums, range_sha256, sums_of_bytes  # noqa: E402
+from tests.qemu import Guest, Qemu, QemuError, find_qemu
+from tests.truth import FIXTURES, BlockSums, block_sums, range_sha256, sums_of_bytes
 
 MIB = 1 << 20
 GIB = 1 << 30
@@ -48,6 +47,9 @@ LIVE_PASSES = 4
 # the memory above 4 GiB, so that a wrong mapping of block offsets to addresses shows.
 BIG_ADDRESSES = (0x0200_0000, 0xBF00_0000, 0x1_0000_0000, 0x1_4000_1000, 0x1_7FFF_F000)
 PATTERN = b"".join(hashlib.sha256(b"vmstream %d" % i).digest() for i in range(128))
+
+
+USUAL_GUEST = Guest(fill=512, dirty=200)
 
 
 @dataclass(frozen=True)
@@ -60,7 +62,7 @@ class Case:
     size: int = 16 * MIB
     mem: str | None = "mem"
     cpus: int = 1
-    guest: Guest | None = Guest(fill=512, dirty=200)
+    guest: Guest | None = USUAL_GUEST
     load: Sequence[int] = ()
     args: Sequence[str] = ()
     live: bool = False
@@ -271,7 +273,7 @@ def capture_stopped(case: Case, out: Path) -> dict[str, Any]:
 def capture_live(case: Case, out: Path) -> dict[str, Any]:
     """A migration of a running guest.
 
-    TCG before 8.0 or so misses some dirty pages of a running guest: the source's memory after the
+    TCG of 7.2 and older misses some dirty pages of a running guest: the source's memory after the
     end is not what it sent. So the truth is the memory of a second QEMU that loaded the stream.
     """
     with start(case) as vm:
@@ -348,10 +350,25 @@ def pack(vm: Qemu, case: Case, out: Path) -> dict[str, Any]:
     }
 
 
-KEYS = (
-    "name files shows qemu arch command destination_command guest capabilities parameters migrate "
-    "blocks pmemsave query_migrate registers note"
-).split()
+# The order of the keys in a manifest.
+KEYS = [
+    "name",
+    "files",
+    "shows",
+    "qemu",
+    "arch",
+    "command",
+    "destination_command",
+    "guest",
+    "capabilities",
+    "parameters",
+    "migrate",
+    "blocks",
+    "pmemsave",
+    "query_migrate",
+    "registers",
+    "note",
+]
 
 
 def capture(case: Case, out: Path) -> None:
@@ -371,7 +388,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--out", type=Path, default=ROOT / "tests" / "fixtures")
+    parser.add_argument("--out", type=Path, default=FIXTURES)
     parser.add_argument("--only", action="append", metavar="NAME", help="may be repeated")
     parser.add_argument("--list", action="store_true", help="show the captures and stop")
     options = parser.parse_args()

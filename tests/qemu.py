@@ -30,7 +30,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from types import TracebackType
-from typing import Any
+from typing import Any, Self
 
 GUEST_IMAGE = Path(__file__).resolve().parent / "fixtures" / "guest" / "dirty.img"
 SETTINGS_OFFSET = 490
@@ -112,7 +112,7 @@ class Qemu:
 
     # -- life ---------------------------------------------------------------------------------
 
-    def __enter__(self) -> Qemu:
+    def __enter__(self) -> Self:
         try:
             self.start()
         except BaseException:
@@ -153,9 +153,7 @@ class Qemu:
             block, size = self.mem
             mib = size >> 20
             command += ["-m", f"{mib}M", "-object"]
-            command += [
-                f"memory-backend-file,id={block},size={mib}M,mem-path=guest.mem,share=on"
-            ]
+            command += [f"memory-backend-file,id={block},size={mib}M,mem-path=guest.mem,share=on"]
             args[args.index("-M") + 1] += f",memory-backend={block}"
         command += args
         if self.guest is not None:
@@ -379,12 +377,12 @@ class Qemu:
         """
         fifo = self.path("guest.pmem")
         os.mkfifo(fifo)
-        failure: list[BaseException] = []
+        failure: list[Exception] = []
 
         def save() -> None:
             try:
                 self.qmp("pmemsave", val=gpa, size=size, filename=fifo.name)
-            except BaseException as error:
+            except (QemuError, OSError, ValueError) as error:
                 failure.append(error)
                 # QEMU may not have opened the pipe: do it, so that the reader sees an end.
                 with fifo.open("wb"):

@@ -1,8 +1,10 @@
-"""Fixtures and the truth about them, for tests. Knows nothing of the stream format or of vmstream.
+"""Fixtures and the truth about them, for tests.
 
     manifest = load_manifest("plain-7.2-pc")
     stream = open_fixture("plain-7.2-pc")
     check_block(manifest, "pc.ram", extracted_file)
+
+Nothing here knows the stream format or vmstream; the capture script uses the same sums.
 """
 
 from __future__ import annotations

@@ -73,6 +73,9 @@ _read_word = struct_of(grammar.RAM_WORD).unpack_from
 # Enough behind a page head for every target page size and the head after it.
 _PROBE_SIZE = (64 << 10) + 4096
 
+# Iterable sections of one stream; QEMU has a dozen handlers.
+_MAX_LIVE = 4096
+
 # Zero bytes at the end of the held device sections that are kept as bytes.
 _KEPT_ZEROS = 64
 
@@ -307,6 +310,8 @@ class Decoder:
             raise self._ends("section header")
         yield self._section(head, head.section_type, size)
         if head.section_type == SectionType.QEMU_VM_SECTION_START:
+            if len(self._live) >= _MAX_LIVE:
+                raise LimitError(self.offset, f"over {_MAX_LIVE} iterable sections")
             self._live[head.section_id] = head
         yield from self._body(head, head.section_type)
 

@@ -1,15 +1,14 @@
 """Where bytes come from: files and pipes, as windows for the decoder.
 
-A window is a view of the input from some offset on. Pages of a file that the page cache holds
-are mapped, since the walk looks at one word of every page and copying the rest would cost ten
-times the walk; anything else is read into one reused buffer, so that a bad disk or a file that
-shrinks is an OSError and never a SIGBUS.
+A window is a view of the input from some offset on. A stretch of a file that is in the
+page cache is mapped, since the walk looks at one word of every page and copying the rest would
+cost ten times the walk; anything else is read into one reused buffer, so that a bad disk is an
+OSError and not a SIGBUS.
 """
 
 from __future__ import annotations
 
 import contextlib
-import ctypes
 import fcntl
 import hashlib
 import io
@@ -19,8 +18,6 @@ import stat
 import sys
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Protocol
-
-import numpy as np
 
 MAPPED_WINDOW = 16 << 20
 READ_WINDOW = 8 << 20
@@ -66,6 +63,7 @@ class FileSource:
         self._start = start
         self.size: int | None = max(0, os.lseek(fd, 0, os.SEEK_END) - start)
         self._buffer: memoryview | None = None
+        self._sample = bytearray(1)
         with contextlib.suppress(OSError):
             os.posix_fadvise(fd, 0, 0, os.POSIX_FADV_SEQUENTIAL)
 
@@ -92,6 +90,8 @@ class FileSource:
 
     # A view of the file's pages, if all of them are in the page cache.
     def _mapped(self, base: int, length: int) -> memoryview | None:
+        if not self._is_cached(base, length):
+            return None
         try:
             mapping = mmap.mmap(
                 self._fd, length, prot=mmap.PROT_READ, flags=mmap.MAP_SHARED, offset=base
@@ -99,7 +99,18 @@ class FileSource:
         except (OSError, ValueError):
             return None
         # No close(): the mapping goes when the last view of it does.
-        return memoryview(mapping) if _resident(mapping, length) else None
+        return memoryview(mapping)
+
+    # Whether the page cache holds a stretch of the file, by one byte of every MiB: asking for
+    # each page (mincore) costs more than the walk over them.
+    def _is_cached(self, base: int, length: int) -> bool:
+        try:
+            return all(
+                os.preadv(self._fd, [self._sample], at, os.RWF_NOWAIT)
+                for at in (*range(base, base + length, 1 << 20), base + length - 1)
+            )
+        except OSError:
+            return False
 
     def _read(self, begin: int, length: int) -> memoryview:
         if self._buffer is None or len(self._buffer) < length:
@@ -228,25 +239,3 @@ def _open(path: str | os.PathLike[str]) -> Source:
         os.close(fd)
         raise IsADirectoryError(21, os.strerror(21), name)
     return PipeSource(io.FileIO(fd, "rb"), name)
-
-
-# Whether every page of a mapping is in the page cache, so that touching it cannot fault on the
-# disk. Where mincore(2) is not to be had the answer is no.
-def _resident(mapping: mmap.mmap, length: int) -> bool:
-    mincore = _mincore()
-    if mincore is None:
-        return False
-    pages = -(-length // mmap.PAGESIZE)
-    held = np.empty(pages, np.uint8)
-    address = np.frombuffer(mapping, np.uint8).ctypes.data
-    done = mincore(ctypes.c_void_p(address), ctypes.c_size_t(length), ctypes.c_void_p(held.ctypes.data))
-    return done == 0 and bool((held & 1).all())
-
-
-def _mincore():  # type: ignore[no-untyped-def]
-    try:
-        return ctypes.CDLL(None).mincore
-    except (OSError, AttributeError):
-        return None
-
-

@@ -1,0 +1,238 @@
+"""Which pages of RAM a stream has sent, how often and in how many passes.
+
+One bit a page and fact, whatever the stream's length. Passes are an inference: nothing on the
+wire marks one.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Final
+
+import numpy as np
+from numpy.typing import NDArray
+
+from vmstream.stream.events import PageBatch, RAMBlock
+from vmstream.wire.constants import RAMSaveFlag
+
+# Words for the kinds of page record, in the order of the columns of `BlockCoverage.records`.
+KINDS: Final = ("normal", "zero", "xbzrle", "compressed")
+
+_KIND_OF_FLAGS = np.zeros(1024, np.uint8)
+for _flags in range(1024):
+    for _column, _flag in enumerate(
+        (RAMSaveFlag.PAGE, RAMSaveFlag.ZERO, RAMSaveFlag.XBZRLE, RAMSaveFlag.COMPRESS_PAGE)
+    ):
+        if _flags & _flag:
+            _KIND_OF_FLAGS[_flags] = _column
+
+# Passes that are told apart; what comes after is counted with the last of them.
+MAX_PASSES = 1000
+
+_Indices = NDArray[np.int64]
+
+
+class PageBitmap:
+    """A set of page numbers below `pages`, one bit each."""
+
+    def __init__(self, pages: int) -> None:
+        self.pages = pages
+        self._bits = np.zeros((pages + 7) // 8, np.uint8)
+
+    def test(self, pages: _Indices) -> NDArray[np.bool_]:
+        """Whether each of `pages` is in the set, bool (n,)."""
+        return (self._bits[pages >> 3] >> (pages & 7).astype(np.uint8)) & 1 != 0
+
+    def add(self, pages: _Indices) -> None:
+        """Add pages, in any order."""
+        if not len(pages):
+            return
+        first, last = int(pages[0]), int(pages[-1])
+        if last - first + 1 == len(pages) and (np.diff(pages) == 1).all():
+            self.add_range(first, last + 1)
+            return
+        place = pages >> 3
+        if (np.diff(place) < 0).any():
+            pages = np.sort(pages)
+            place = pages >> 3
+        bit = np.left_shift(np.uint8(1), (pages & 7).astype(np.uint8))
+        starts = np.concatenate(([0], np.flatnonzero(np.diff(place)) + 1))
+        self._bits[place[starts]] |= np.bitwise_or.reduceat(bit, starts)
+
+    def add_range(self, first: int, stop: int) -> None:
+        """Add the pages from `first` up to but not including `stop`."""
+        self._range(first, stop, True)
+
+    def discard_range(self, first: int, stop: int) -> None:
+        """Remove the pages from `first` up to but not including `stop`."""
+        self._range(first, stop, False)
+
+    def any(self, first: int, stop: int) -> bool:
+        """Whether any page from `first` up to `stop` is in the set."""
+        return bool(self.members(first, stop).any())
+
+    def members(self, first: int, stop: int) -> NDArray[np.bool_]:
+        """Membership of the pages from `first` up to `stop`, bool (stop - first,)."""
+        bits = np.unpackbits(self._bits[first >> 3 : (stop + 7) >> 3], bitorder="little")
+        return bits[first & 7 :][: stop - first].view(np.bool_)
+
+    def count(self) -> int:
+        """Return the number of pages in the set."""
+        return int(np.bitwise_count(self._bits).sum(dtype=np.int64))
+
+    def _range(self, first: int, stop: int, value: bool) -> None:
+        if first >= stop:
+            return
+        low, high = first >> 3, stop >> 3
+        head, rest = 0xFF << (first & 7) & 0xFF, (1 << (stop & 7)) - 1
+        if low == high:
+            self._mask(low, head & rest, value)
+            return
+        self._mask(low, head, value)
+        self._bits[low + 1 : high] = 0xFF if value else 0
+        if rest:
+            self._mask(high, rest, value)
+
+    def _mask(self, place: int, mask: int, value: bool) -> None:
+        if value:
+            self._bits[place] |= mask
+        else:
+            self._bits[place] &= ~mask & 0xFF
+
+
+@dataclass(slots=True)
+class BlockCoverage:
+    """What was sent of one RAM block.
+
+    Attributes:
+        block: The block.
+        pages: Its length in target pages.
+        records: Page records by kind, int64 (4,), columns as KINDS.
+        wire_bytes: Bytes of its records, heads and names included.
+        sent: Pages sent at least once.
+        resent: Pages sent more than once.
+    """
+
+    block: RAMBlock
+    pages: int
+    sent: PageBitmap = field(repr=False)
+    resent: PageBitmap = field(repr=False)
+    records: NDArray[np.int64] = field(default_factory=lambda: np.zeros(4, np.int64))
+    wire_bytes: int = 0
+
+    @property
+    def pages_missing(self) -> int:
+        """Pages that no record names."""
+        return self.pages - self.sent.count()
+
+
+@dataclass(slots=True)
+class Pass:
+    """One sweep over RAM, inferred.
+
+    Attributes:
+        offset: Absolute offset of its first record.
+        records: Page records by kind, int64 (4,), columns as KINDS.
+        wire_bytes: Bytes of its records.
+    """
+
+    offset: int
+    records: NDArray[np.int64] = field(default_factory=lambda: np.zeros(4, np.int64))
+    wire_bytes: int = 0
+
+
+class RAMCoverage:
+    """Fold over page batches.
+
+    A pass is taken to begin where a page comes that stands at or before the record ahead of it,
+    in the order of the block list, and was sent before. A scan for dirty pages goes up through
+    the blocks, so that is where it started over; a background snapshot, which sends pages in any
+    order but each once, stays one pass.
+
+    Attributes:
+        blocks: One entry per RAM block, in wire order.
+        passes: The first MAX_PASSES.
+        pass_count: How many there were.
+    """
+
+    def __init__(self, blocks: tuple[RAMBlock, ...], page_size: int) -> None:
+        self.page_size = page_size
+        self.blocks = [
+            BlockCoverage(b, n, PageBitmap(n), PageBitmap(n))
+            for b in blocks
+            for n in (-(-b.used_length // page_size),)
+        ]
+        self.passes: list[Pass] = []
+        self.pass_count = 0
+        self._last_key = -1
+        self._shift = page_size.bit_length() - 1
+
+    def add(self, batch: PageBatch) -> None:
+        """Count one batch."""
+        page = (batch.block_offset >> np.uint64(self._shift)).view(np.int64)
+        block = batch.block
+        kind = _KIND_OF_FLAGS[batch.flags]
+        low, high = int(block[0]), int(block[-1])
+        if low == high and (block == low).all():
+            sent_before = self._add_to_block(low, page, kind, batch)
+            key = page | low << 44
+        else:
+            sent_before = np.empty(len(batch), np.bool_)
+            for index in np.unique(block).tolist():
+                mine = block == index
+                sent_before[mine] = self._add_to_block(
+                    index, page[mine], kind[mine], batch, batch.size[mine]
+                )
+            key = page | block.astype(np.int64) << 44
+        self._count_passes(key, sent_before, kind, batch)
+
+    # Count the records of one block; return which of the pages were sent before.
+    def _add_to_block(
+        self,
+        index: int,
+        page: _Indices,
+        kind: NDArray[np.uint8],
+        batch: PageBatch,
+        size: NDArray[np.uint32] | None = None,
+    ) -> NDArray[np.bool_]:
+        seen = self.blocks[index]
+        seen.records += np.bincount(kind, minlength=4)
+        seen.wire_bytes += int((batch.size if size is None else size).sum(dtype=np.int64))
+        before = seen.sent.test(page)
+        if not (np.diff(page) > 0).all():
+            # Out of order: a page may come twice within the batch.
+            first = np.zeros(len(page), np.bool_)
+            first[np.unique(page, return_index=True)[1]] = True
+            before |= ~first
+        seen.sent.add(page)
+        if before.any():
+            seen.resent.add(page[before])
+        return before
+
+    def _count_passes(
+        self,
+        key: _Indices,
+        sent_before: NDArray[np.bool_],
+        kind: NDArray[np.uint8],
+        batch: PageBatch,
+    ) -> None:
+        back = np.empty(len(key), np.bool_)
+        back[0] = int(key[0]) <= self._last_key
+        np.less_equal(key[1:], key[:-1], out=back[1:])
+        self._last_key = int(key[-1])
+        starts = np.flatnonzero(back & sent_before).tolist() if back.any() else []
+        if not self.passes:
+            starts = [0, *(s for s in starts if s)]
+        edges = [*starts, len(key)]
+        self._count(0, edges[0], kind, batch)
+        for begin, end in zip(edges, edges[1:], strict=False):
+            self.pass_count += 1
+            if len(self.passes) < MAX_PASSES:
+                self.passes.append(Pass(int(batch.record_offset[begin])))
+            self._count(begin, end, kind, batch)
+
+    def _count(self, begin: int, end: int, kind: NDArray[np.uint8], batch: PageBatch) -> None:
+        if begin < end:
+            current = self.passes[-1]
+            current.records += np.bincount(kind[begin:end], minlength=4)
+            current.wire_bytes += int(batch.size[begin:end].sum(dtype=np.int64))

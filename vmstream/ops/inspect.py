@@ -1,0 +1,415 @@
+"""`inspect`: the account of a stream, as one fold."""
+
+from __future__ import annotations
+
+import uuid
+from dataclasses import dataclass
+
+from vmstream.errors import EXIT_FINDINGS
+from vmstream.guest.coverage import KINDS, RAMCoverage
+from vmstream.ops.pipeline import Findings, Progress, run
+from vmstream.ops.quick import quick_events
+from vmstream.report import models
+from vmstream.stream.decoder import Decoder
+from vmstream.stream.events import (
+    Anomaly,
+    Command,
+    Configuration,
+    EndOfStream,
+    Event,
+    FileHeader,
+    Gap,
+    PageBatch,
+    Payload,
+    RAMBlock,
+    RAMBlockList,
+    RAMControl,
+    SectionFooter,
+    SectionStart,
+    VMDescription,
+)
+from vmstream.transport.source import Source
+from vmstream.wire.constants import CAP_IGNORE_SHARED, MigCmd, RAMSaveFlag, SectionType
+from vmstream.wire.parse import command_fields
+from vmstream.wire.vmsd import VMDescriptionLayout
+
+# What a stream can make the report hold.
+MAX_SECTIONS = 1 << 16
+MAX_COMMANDS = 1000
+
+_START = SectionType.QEMU_VM_SECTION_START
+_END = SectionType.QEMU_VM_SECTION_END
+_FULL = SectionType.QEMU_VM_SECTION_FULL
+
+# Commands that show a feature of the QEMU that wrote the stream.
+_FEATURE_OF_COMMAND = {
+    MigCmd.OPEN_RETURN_PATH: "return-path",
+    MigCmd.POSTCOPY_ADVISE: "postcopy-ram",
+    MigCmd.PACKAGED: "postcopy, switched over",
+    MigCmd.ENABLE_COLO: "x-colo",
+    MigCmd.SWITCHOVER_START: "switchover-start",
+}
+
+
+@dataclass(slots=True)
+class SectionSummary:
+    """A section as it is seen so far; the fields are those of `SectionReport`."""
+
+    start: SectionStart
+    size: int = 0
+    body_offset: int = 0
+    body_size: int = 0
+    parts: int = 0
+    ended: bool = False
+    framing: str = "none"
+
+
+class Summary:
+    """Fold: everything that `inspect` tells of a stream.
+
+    Attributes:
+        findings: Anomalies so far; `finish` adds those of the stream as a whole.
+        coverage: RAM as sent; `None` before the first page.
+        blocks: The block list.
+        end: Offset behind the last byte covered.
+        ended: EOF was seen.
+    """
+
+    def __init__(self) -> None:
+        self.findings = Findings()
+        self.configuration: Configuration | None = None
+        self.blocks: tuple[RAMBlock, ...] = ()
+        self.ram_total: int | None = None
+        self.ram_version: int | None = None
+        self.coverage: RAMCoverage | None = None
+        self.sections: list[SectionSummary] = []
+        self.commands: list[models.CommandReport] = []
+        self.command_count = 0
+        self.features: dict[str, None] = {}
+        self.vmdescription: VMDescription | None = None
+        self.end = 0
+        self.end_offset: int | None = None
+        self.ended = False
+        self.read = False
+        self._live: dict[int, SectionSummary] = {}
+        self._current: SectionSummary | None = None
+
+    def on(self, event: Event) -> None:
+        """Take one event."""
+        if isinstance(event, Anomaly):
+            self.findings.on(event)
+            return
+        self.end = event.end
+        if isinstance(event, PageBatch):
+            if self.coverage is None:
+                self.coverage = RAMCoverage(self.blocks, event.page_size)
+            self.coverage.add(event)
+            self._body(event)
+        elif isinstance(event, SectionStart):
+            self._section(event)
+        elif isinstance(event, (RAMControl, Payload, Gap)):
+            self._body(event)
+        elif isinstance(event, SectionFooter):
+            if self._current is not None:
+                self._current.size += event.end - event.offset
+            self._current = None
+        elif isinstance(event, FileHeader):
+            self.read = True
+        elif isinstance(event, Configuration):
+            self.configuration = event
+        elif isinstance(event, RAMBlockList):
+            self.blocks = event.blocks
+            self.ram_total = event.total
+            self._body(event)
+        elif isinstance(event, Command):
+            self._command(event)
+        elif isinstance(event, EndOfStream):
+            self.ended = True
+            self.end_offset = event.end
+            self._current = None
+        elif isinstance(event, VMDescription):
+            self.vmdescription = event
+            self.end_offset = event.end
+            if event.layout is not None:
+                self._confirm(event.layout)
+
+    def _section(self, event: SectionStart) -> None:
+        self._current = None
+        if event.section_type in (_START, _FULL):
+            if len(self.sections) == MAX_SECTIONS:
+                self._note("info", "many-sections", event.offset, f"only {MAX_SECTIONS} listed")
+            self._current = SectionSummary(event, body_offset=event.end)
+            if len(self.sections) < MAX_SECTIONS:
+                self.sections.append(self._current)
+            if event.section_type == _START:
+                self._live[event.section_id] = self._current
+                if event.idstr == b"ram":
+                    self.ram_version = event.version_id
+        else:
+            self._current = self._live.get(event.section_id)
+        if self._current is not None:
+            self._current.size += event.end - event.offset
+            self._current.parts += 1
+            self._current.ended = event.section_type == _END
+
+    def _body(self, event: PageBatch | RAMControl | RAMBlockList | Payload | Gap) -> None:
+        section = self._current
+        if isinstance(event, RAMControl) and event.flags == RAMSaveFlag.MULTIFD_FLUSH:
+            self.features["multifd"] = None
+        if section is None:
+            return
+        section.size += event.end - event.offset
+        section.body_size += event.end - event.offset
+        if isinstance(event, Payload):
+            section.framing = event.framing
+        elif not isinstance(event, Gap):
+            section.framing = "records"
+
+    def _command(self, event: Command) -> None:
+        self.command_count += 1
+        known = event.cmd in MigCmd._value2member_map_
+        if known and (feature := _FEATURE_OF_COMMAND.get(MigCmd(event.cmd))):
+            self.features[feature] = None
+        if len(self.commands) < MAX_COMMANDS:
+            self.commands.append(
+                models.CommandReport(
+                    event.offset,
+                    event.cmd,
+                    MigCmd(event.cmd).name if known else "unknown",
+                    len(event.data),
+                    command_fields(event.cmd, event.data),
+                )
+            )
+
+    # Sections that came before their description was known were framed by their footers.
+    def _confirm(self, layout: VMDescriptionLayout) -> None:
+        stated = {(d.idstr, d.instance_id): d.size for d in layout.devices}
+        for section in self.sections:
+            start = section.start
+            if start.section_type == _FULL and section.framing == "footer-scan":
+                size = stated.get((start.idstr, start.instance_id))
+                if size == section.body_size:
+                    section.framing = "footer-scan, confirmed"
+
+    def _note(self, severity: str, code: str, offset: int, message: str) -> None:
+        self.findings.on(Anomaly(offset, offset, severity, code, message))
+
+    # ---- behind the last event -----------------------------------------------------------
+
+    def finish(self, *, quick: bool = False) -> None:
+        """Add the findings that take the whole stream. Call once, behind the last event."""
+        if quick or not self.ended or self.findings.error is not None:
+            return
+        if self.vmdescription is None:
+            self._note(
+                "info",
+                "no-vmdescription",
+                self.end_offset or 0,
+                "the stream has no vmdescription: it was suppressed, cut off behind the end of "
+                "stream, or is of postcopy; device sections are framed by inference",
+            )
+        missing = {b.block.idstr: b.pages_missing for b in self.coverage_blocks()}
+        for section in self._live.values():
+            if section.ended:
+                continue
+            name = models.readable(section.start.idstr)
+            once = not any(missing.values()) and self.coverage is not None
+            once = once and not any(b.resent.count() for b in self.coverage_blocks())
+            if name == "ram" and once:
+                # QEMU v10.1.0 migration/migration.c bg_migration_thread() ends without it.
+                self.features["background-snapshot"] = None
+                self._note(
+                    "info",
+                    "no-ram-end",
+                    section.start.offset,
+                    "no END of 'ram' and every page once: a background snapshot",
+                )
+            else:
+                self._note(
+                    "warning", "no-end", section.start.offset, f"no END of section {name!r}"
+                )
+        if any(missing.values()):
+            self._note_missing(missing)
+
+    def _note_missing(self, missing: dict[bytes, int]) -> None:
+        told = ", ".join(f"{models.readable(b)}: {n}" for b, n in missing.items() if n)
+        if self.pages_elsewhere():
+            self._note("warning", "pages-elsewhere", 0, self.pages_elsewhere())
+        elif CAP_IGNORE_SHARED in self.capabilities and all(
+            n in (0, b.pages)
+            for b, n in zip(self.coverage_blocks(), missing.values(), strict=True)
+        ):
+            self._note("info", "ignore-shared", 0, f"shared blocks without pages ({told})")
+        elif any(b"virtio-mem" in s.start.idstr for s in self.sections):
+            self._note("info", "unplugged", 0, f"pages never sent ({told}): unplugged virtio-mem")
+        else:
+            self._note(
+                "warning",
+                "pages-missing",
+                0,
+                f"pages never sent ({told}): free page hints or a balloon do that, and so does "
+                "damage; an image has zeros there",
+            )
+
+    def pages_elsewhere(self) -> str:
+        """Why this stream does not carry its pages; empty if it does."""
+        records = sum((b.records for b in self.coverage_blocks()), start=0)
+        normal = 0 if isinstance(records, int) else int(records[0] + records[2] + records[3])
+        if "multifd" in self.features or (
+            self.blocks
+            and not normal
+            and self.ended
+            and CAP_IGNORE_SHARED not in self.capabilities
+            and any(b.pages_missing for b in self.coverage_blocks())
+        ):
+            return "this is the main channel of multifd: pages travel on the other channels"
+        return ""
+
+    @property
+    def capabilities(self) -> tuple[bytes, ...]:
+        """Capabilities of the configuration section."""
+        return self.configuration.capabilities if self.configuration else ()
+
+    @property
+    def machine(self) -> str | None:
+        """Machine type, readable."""
+        return models.readable(self.configuration.name) if self.configuration else None
+
+    def coverage_blocks(self) -> list:  # type: ignore[type-arg]
+        """Coverage per block; blocks without a page are there too."""
+        if self.coverage is None:
+            return RAMCoverage(self.blocks, 4096).blocks
+        return self.coverage.blocks
+
+    @property
+    def complete(self) -> bool:
+        """The end was seen, of the stream and of every section that needs one, undamaged."""
+        unended = any(a.code == "no-end" for a in self.findings.kept)
+        return self.ended and self.findings.error is None and not unended
+
+    def report(self, source: Source, decoder: Decoder, *, quick: bool = False) -> models.InspectReport:
+        """Make the document."""
+        config, described = self.configuration, self.vmdescription
+        features = ["configuration"] if config else []
+        features += ["section-footers"] if decoder.footers else []
+        features += ["vmdescription"] if described else []
+        features += list(self.features)
+        for column, name in ((2, "xbzrle"), (3, "compress")):
+            if any(b.records[column] for b in self.coverage_blocks()):
+                features.append(name)
+        passes = self.coverage.passes if self.coverage else []
+        return models.InspectReport(
+            schema=models.INSPECT_SCHEMA,
+            input=source.name,
+            container="raw",
+            size=self.end if source.size is None else source.size,
+            complete=self.complete,
+            end_offset=self.end_offset,
+            quick=quick,
+            machine=self.machine,
+            uuid=str(uuid.UUID(bytes=config.uuid)) if config and config.uuid else None,
+            page_size=decoder.page_size,
+            page_size_source=decoder.page_size_source,
+            capabilities=[models.readable(c) for c in self.capabilities],
+            features=features,
+            footers=decoder.footers,
+            vmdescription=None
+            if described is None
+            else models.VMDescriptionReport(
+                described.offset,
+                described.end - described.offset,
+                described.layout.page_size if described.layout else None,
+                len(described.layout.devices) if described.layout else 0,
+            ),
+            ram_version=self.ram_version,
+            ram_total=self.ram_total,
+            ram_blocks=[_block_report(b, quick=quick) for b in self.coverage_blocks()],
+            passes=[
+                models.PassReport(i + 1, p.offset, page_counts(p.records), p.wire_bytes)
+                for i, p in enumerate(passes)
+            ],
+            pass_count=self.coverage.pass_count if self.coverage else 0,
+            sections=[_section_report(s) for s in self.sections],
+            commands=self.commands,
+            command_count=self.command_count,
+            anomalies=[
+                models.AnomalyReport(a.offset, a.severity, a.code, a.message)
+                for a in self.findings.kept
+            ],
+            anomaly_count=self.findings.count,
+        )
+
+
+def page_counts(records) -> models.PageCounts:  # type: ignore[no-untyped-def]
+    """Name the columns of a row of counts."""
+    return models.PageCounts(**dict(zip(KINDS, records.tolist(), strict=True)))
+
+
+def _block_report(covered, *, quick: bool) -> models.RAMBlockReport:  # type: ignore[no-untyped-def]
+    block = covered.block
+    return models.RAMBlockReport(
+        idstr=models.readable(block.idstr),
+        used_length=block.used_length,
+        pages=None if quick else page_counts(covered.records),
+        wire_bytes=None if quick else covered.wire_bytes,
+        pages_missing=None if quick else covered.pages_missing,
+        pages_resent=None if quick else covered.resent.count(),
+        host_page_size=block.host_page_size,
+        gpa=block.gpa,
+        idstr_b64=models.in_full(block.idstr),
+    )
+
+
+def _section_report(section: SectionSummary) -> models.SectionReport:
+    start = section.start
+    live = start.section_type == _START
+    return models.SectionReport(
+        section_id=start.section_id,
+        section_type="START" if live else "FULL",
+        idstr=models.readable(start.idstr),
+        instance_id=start.instance_id,
+        version_id=start.version_id,
+        offset=start.offset,
+        size=section.size,
+        body_offset=section.body_offset,
+        body_size=section.body_size,
+        parts=section.parts,
+        framing=section.framing,
+        ended=section.ended if live else None,
+        packaged=start.packaged,
+        idstr_b64=models.in_full(start.idstr),
+    )
+
+
+def inspect(
+    source: Source,
+    *,
+    page_size: int | None = None,
+    quick: bool = False,
+    progress: Progress | None = None,
+) -> tuple[models.InspectReport, int]:
+    """Read a stream and account for it.
+
+    Args:
+        source: The input; `quick` takes a seekable one.
+        page_size: Target page size in bytes, to overrule what the stream shows.
+        quick: Read head and tail alone.
+        progress: Called with (offset, size or None).
+
+    Returns:
+        The document, and the exit status.
+    """
+    decoder = Decoder(page_size)
+    summary = Summary()
+    if quick:
+        for event in quick_events(source, decoder):
+            summary.on(event)
+    else:
+        run(source, decoder, [summary], progress)
+    summary.finish(quick=quick)
+    code = summary.findings.exit_code
+    if not code and not summary.complete:
+        code = EXIT_FINDINGS
+    return summary.report(source, decoder, quick=quick), code
+
+

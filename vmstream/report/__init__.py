@@ -1,0 +1,1 @@
+"""What users see: the JSON contract, and its rendering for people."""
