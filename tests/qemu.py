@@ -231,7 +231,10 @@ class Qemu:
 
     def _read_reply(self) -> dict[str, Any]:
         while True:
-            line = self._qmp.readline()
+            try:
+                line = self._qmp.readline()
+            except OSError:
+                line = b""
             if not line:
                 raise QemuError("QMP closed: " + self.errors())
             reply: dict[str, Any] = json.loads(line)

@@ -168,7 +168,9 @@ class Summary:
     def _command(self, event: Command) -> None:
         self.command_count += 1
         known = event.cmd in MigCmd._value2member_map_
-        if known and (feature := _FEATURE_OF_COMMAND.get(MigCmd(event.cmd))):
+        # An ADVISE without data is for dirty bitmaps alone.
+        bare_advise = event.cmd == MigCmd.POSTCOPY_ADVISE and not event.data
+        if known and not bare_advise and (feature := _FEATURE_OF_COMMAND.get(MigCmd(event.cmd))):
             self.features[feature] = None
         if len(self.commands) < MAX_COMMANDS:
             self.commands.append(
@@ -298,6 +300,9 @@ class Summary:
             if any(b.records[column] for b in self.coverage_blocks()):
                 features.append(name)
         passes = self.coverage.passes if self.coverage else []
+        page_size, page_size_source = decoder.page_size, decoder.page_size_source
+        if page_size is None and described is not None and described.layout is not None:
+            page_size, page_size_source = described.layout.page_size, "vmdescription"
         return models.InspectReport(
             schema=models.INSPECT_SCHEMA,
             input=source.name,
@@ -308,8 +313,8 @@ class Summary:
             quick=quick,
             machine=self.machine,
             uuid=str(uuid.UUID(bytes=config.uuid)) if config and config.uuid else None,
-            page_size=decoder.page_size,
-            page_size_source=decoder.page_size_source,
+            page_size=page_size,
+            page_size_source=page_size_source,
             capabilities=[models.readable(c) for c in self.capabilities],
             features=features,
             footers=decoder.footers,
@@ -398,6 +403,9 @@ def inspect(
 
     Returns:
         The document, and the exit status.
+
+    Raises:
+        StreamError: The input is no migration stream at all. Any later fault is in the document.
     """
     decoder = Decoder(page_size)
     summary = Summary()
@@ -406,6 +414,8 @@ def inspect(
             summary.on(event)
     else:
         run(source, decoder, [summary], progress)
+    if summary.findings.error is not None and not summary.read:
+        raise summary.findings.error
     summary.finish(quick=quick)
     code = summary.findings.exit_code
     if not code and not summary.complete:

@@ -16,9 +16,11 @@ from vmstream.stream.events import Anomaly, Event, Gap, SectionStart
 from vmstream.stream.tail import FOOTER_SIZE, Tail, find_vmdescription, frame_tail, has_footer
 from vmstream.transport.source import Source
 from vmstream.wire import grammar
-from vmstream.wire.constants import MAX_DEVICE_TAIL, SectionType
+from vmstream.wire.constants import SectionType
 
+# Bytes from the end that are looked at: first, and at the most.
 _FIRST_LOOK = 1 << 20
+_LAST_LOOK = 64 << 20
 _MAX_HEAD = 64 << 20
 
 
@@ -82,9 +84,9 @@ def _find_tail(
             tail = Tail(data[at:], begin + at, footers, strict=True, live_ids=live)
             if _frames(tail):
                 return begin + at, tail
-        if begin == low or look >= MAX_DEVICE_TAIL:
+        if begin == low or look >= _LAST_LOOK:
             return 0, None
-        look *= 16
+        look *= 8
 
 
 # Positions where the first device section may stand, the likeliest first.

@@ -1,0 +1,1 @@
+"""The command line: options, one call into `ops`, one into `report`, the exit status."""

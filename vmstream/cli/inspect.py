@@ -1,0 +1,58 @@
+"""`vmstream inspect`."""
+
+from __future__ import annotations
+
+import click
+
+from vmstream.cli.options import (
+    json_option,
+    page_size_option,
+    progress_bar,
+    stream_argument,
+    tell_error,
+)
+from vmstream.ops.inspect import inspect
+from vmstream.report.jsonout import dumps
+from vmstream.transport.source import OpenSource
+
+_EPILOG = """\b
+Examples:
+  vmstream inspect dump.bin
+  vmstream inspect --quick dump.bin            head and tail alone, any size
+  cat dump.bin | vmstream inspect -
+  vmstream inspect --json dump.bin | jq .machine
+  HMP: migrate "exec:vmstream inspect - > report.txt"
+"""
+
+
+@click.command("inspect", epilog=_EPILOG)
+@stream_argument, tell_error
+@click.option("--devices", is_flag=True, help="List every device section.")
+@click.option("--sections", is_flag=True, help="List every section, iterable ones too.")
+@click.option("--passes", is_flag=True, help="List every pass over RAM.")
+@click.option("--quick", is_flag=True, help="Read head and tail alone; no page counts.")
+@page_size_option
+@json_option
+def command(
+    stream: str,
+    devices: bool,
+    sections: bool,
+    passes: bool,
+    quick: bool,
+    page_size: int | None,
+    as_json: bool,
+) -> int:
+    """Account for a migration stream: machine, RAM, devices, end and findings.
+
+    STREAM is a file, or - for standard input.
+    """
+    with OpenSource(stream) as source, progress_bar("reading") as progress:
+        report, code = inspect(source, page_size=page_size, quick=quick, progress=progress)
+    if as_json:
+        click.echo(dumps(report))
+    else:
+        from vmstream.report.render import render_inspect
+
+        render_inspect(report, devices=devices, sections=sections, passes=passes)
+    tell_error(report)
+    return code

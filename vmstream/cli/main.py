@@ -1,0 +1,92 @@
+"""The `vmstream` command: its subcommands, loaded when used, and what errors become."""
+
+from __future__ import annotations
+
+import importlib
+import os
+import sys
+
+import click
+
+from vmstream.errors import EXIT_OS, VmstreamError
+from vmstream.version import __version__
+
+# Name: (module, attribute, one line of help). Importing a command costs numpy and construct,
+# so help alone must not.
+_COMMANDS = {
+    "inspect": ("vmstream.cli.inspect", "command", "Account for a stream on one screen."),
+    "records": ("vmstream.cli.records", "command", "List every item on the wire, in order."),
+    "extract-ram": ("vmstream.cli.extract_ram", "command", "Rebuild guest RAM from a stream."),
+}
+
+_CLOSED_PIPE = 141  # what a shell reports for SIGPIPE
+_INTERRUPTED = 130
+
+_EPILOG = """\b
+Capture a stream:
+  QMP   {"execute": "migrate", "arguments": {"uri": "exec:cat>dump.bin"}}
+  HMP   migrate "exec:cat>dump.bin"
+
+\b
+Examples:
+  vmstream inspect dump.bin
+  vmstream extract-ram dump.bin -o ram.raw
+  cat dump.bin | vmstream records - | head
+
+\b
+Exit status: 0 done, 1 done with findings, 2 usage, 3 the stream is truncated or damaged,
+4 not supported, 5 a memory limit, 6 an error of the operating system.
+"""
+
+
+class _Commands(click.Group):
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        return list(_COMMANDS)
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        if cmd_name not in _COMMANDS:
+            return None
+        module, attribute, _ = _COMMANDS[cmd_name]
+        command: click.Command = getattr(importlib.import_module(module), attribute)
+        return command
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        with formatter.section("Commands"):
+            formatter.write_dl([(name, text) for name, (_, _, text) in _COMMANDS.items()])
+
+
+@click.group(cls=_Commands, epilog=_EPILOG, context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(__version__, prog_name="vmstream")
+def cli() -> None:
+    """Read QEMU migration streams: account for them, and rebuild guest RAM from them."""
+
+
+def main(args: list[str] | None = None) -> int:
+    """Run the command line and return the exit status."""
+    try:
+        status = cli.main(args, prog_name="vmstream", standalone_mode=False)
+        sys.stdout.flush()
+    except click.exceptions.Exit as exc:
+        return exc.exit_code
+    except click.Abort:
+        return _INTERRUPTED
+    except click.ClickException as exc:
+        exc.show()
+        return exc.exit_code
+    except BrokenPipeError:
+        # Nobody reads on. Keep the interpreter from telling of it when it flushes at exit.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return _CLOSED_PIPE
+    except VmstreamError as exc:
+        _tell(str(exc))
+        return exc.exit_code
+    except OSError as exc:
+        name = f"{os.fsdecode(exc.filename)}: " if exc.filename else ""
+        _tell(f"{name}{exc.strerror or exc}")
+        return EXIT_OS
+    return status if isinstance(status, int) else 0
+
+
+def _tell(message: str) -> None:
+    safe = "".join(c if c.isprintable() else repr(c)[1:-1] for c in message)
+    click.echo(f"vmstream: {safe}", err=True)

@@ -1,0 +1,62 @@
+"""Options and helpers that several commands share."""
+
+from __future__ import annotations
+
+import contextlib
+import sys
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import click
+
+from vmstream.ops.pipeline import Progress
+from vmstream.report.models import InspectReport
+from vmstream.wire.constants import TARGET_PAGE_SIZES
+
+stream_argument = click.argument("stream", metavar="STREAM")
+json_option = click.option("--json", "as_json", is_flag=True, help="JSON on standard output.")
+
+
+def page_size_option(command: Callable[..., Any]) -> Callable[..., Any]:
+    """--page-size: overrule the page size that the stream shows."""
+    return click.option(
+        "--page-size",
+        type=click.Choice([str(s) for s in sorted(TARGET_PAGE_SIZES)]),
+        callback=lambda _ctx, _param, value: int(value) if value else None,
+        help="Target page size in bytes, if the stream shows the wrong one.",
+    )(command)
+
+
+@contextlib.contextmanager
+def progress_bar(what: str) -> Iterator[Progress | None]:
+    """Show a bar with rate and time left on stderr, if that is a terminal."""
+    if not sys.stderr.isatty():
+        yield None
+        return
+    from rich.console import Console
+    from rich.progress import (
+        BarColumn,
+        DownloadColumn,
+        Progress as Bar,
+        TextColumn,
+        TimeRemainingColumn,
+        TransferSpeedColumn,
+    )
+
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(),
+        DownloadColumn(binary_units=True),
+        TransferSpeedColumn(),
+        TimeRemainingColumn(),
+    )
+    with Bar(*columns, console=Console(stderr=True), transient=True) as bar:
+        task = bar.add_task(what, total=None)
+        yield lambda offset, size: bar.update(task, completed=offset, total=size)
+
+
+def tell_error(report: InspectReport) -> None:
+    """Repeat the first error of a report on stderr, where a pipe's user sees it."""
+    first = next((a for a in report.anomalies if a.severity == "error"), None)
+    if first is not None:
+        click.echo(f"vmstream: {first.message}", err=True)

@@ -1,0 +1,5 @@
+"""`vmstream records`."""
+import click
+@click.command()
+def command() -> int:
+    return 0

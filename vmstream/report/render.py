@@ -1,0 +1,197 @@
+"""Reports for people. The only module that lays out text."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterable
+from typing import IO
+
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+
+from vmstream.report.models import InspectReport, PageCounts
+
+# Width of a report that does not go to a terminal.
+_PLAIN_WIDTH = 160
+_DEVICES_AT_A_GLANCE = 60
+_PASSES_AT_A_GLANCE = 6
+_FINDINGS_AT_A_GLANCE = 10
+
+
+def console(file: IO[str] | None = None) -> Console:
+    """Return a console that colours only terminals, and honours NO_COLOR."""
+    file = file or sys.stdout
+    return Console(
+        file=file,
+        highlight=False,
+        emoji=False,
+        soft_wrap=not file.isatty(),
+        width=None if file.isatty() else _PLAIN_WIDTH,
+    )
+
+
+def printable(text: str) -> str:
+    """Escape what would not print, or would be taken for an instruction to the terminal."""
+    return escape("".join(c if c.isprintable() else repr(c)[1:-1] for c in text))
+
+
+def size_text(size: int) -> str:
+    """Bytes in the unit that reads best."""
+    value, unit = float(size), "bytes"
+    for larger in ("KiB", "MiB", "GiB", "TiB"):
+        if value < 1024:
+            break
+        value, unit = value / 1024, larger
+    return f"{size:,} bytes" if unit == "bytes" else f"{value:.4g} {unit}"
+
+
+def _table(*columns: str) -> Table:
+    table = Table(box=None, pad_edge=False, header_style="bold", padding=(0, 2, 0, 0))
+    for column in columns:
+        name = column.removeprefix(">")
+        table.add_column(name, justify="right" if column != name else "left", no_wrap=True)
+    return table
+
+
+def _pages(pages: PageCounts) -> list[str]:
+    return [f"{n:,}" for n in (pages.normal, pages.zero, pages.xbzrle, pages.compressed)]
+
+
+def _row(out: Console, name: str, text: str) -> None:
+    out.print(f"[bold]{name:<13}[/]{text}", soft_wrap=True)
+
+
+def render_inspect(
+    report: InspectReport,
+    *,
+    devices: bool = False,
+    sections: bool = False,
+    passes: bool = False,
+    out: Console | None = None,
+) -> None:
+    """Print an inspect report; the flags add the long lists."""
+    out = out or console()
+    state = "[green]complete[/]" if report.complete else "[red]not complete[/]"
+    out.print(
+        f"[bold]{printable(report.input)}[/]: migration stream ({report.container}), "
+        f"{size_text(report.size)}, {state}",
+        soft_wrap=True,
+    )
+    _row(out, "machine", printable(report.machine or "not stated (no configuration section)"))
+    if report.uuid:
+        _row(out, "uuid", report.uuid)
+    _row(out, "page size", f"{report.page_size or 'unknown'} ({_page_size_words(report)})")
+    _row(out, "capabilities", printable(", ".join(report.capabilities)) or "none stated")
+    _row(out, "features", printable(", ".join(report.features)) or "none")
+    if report.commands:
+        names = [c.name for c in report.commands]
+        counted = [f"{n} x{names.count(n)}" if names.count(n) > 1 else n for n in dict.fromkeys(names)]
+        _row(out, "commands", ", ".join(counted))
+    _ram(out, report, long=passes)
+    _sections(out, report, devices=devices, sections=sections)
+    _end(out, report)
+
+
+def _page_size_words(report: InspectReport) -> str:
+    return {
+        "argument": "as asked for",
+        "target-page-bits": "stated by the configuration section",
+        "probe": "found from where the page records stand",
+        "vmdescription": "stated by the vmdescription",
+        "default": "assumed, no page record tells",
+    }.get(report.page_size_source or "", "no page record was read")
+
+
+def _ram(out: Console, report: InspectReport, *, long: bool) -> None:
+    if not report.ram_blocks:
+        return
+    total = size_text(report.ram_total or 0)
+    passes = f"{report.pass_count} pass" + ("es" if report.pass_count != 1 else "")
+    records = sum(
+        p.normal + p.zero + p.xbzrle + p.compressed for b in report.ram_blocks if (p := b.pages)
+    )
+    told = "pages not read (--quick)" if report.quick else f"{records:,} page records in {passes}"
+    _row(out, "RAM", f"{total} in {len(report.ram_blocks)} blocks, {told}")
+    table = _table(
+        "  block", ">length", ">normal", ">zero", ">xbzrle", ">compressed", ">on the wire",
+        ">resent", ">missing",
+    )  # fmt: skip
+    for block in report.ram_blocks:
+        pages = _pages(block.pages) if block.pages else ["-"] * 4
+        numbers = (block.wire_bytes, block.pages_resent, block.pages_missing)
+        wire, resent, missing = ("-" if n is None else f"{n:,}" for n in numbers)
+        table.add_row(
+            f"  {printable(block.idstr)}", f"{block.used_length:#x}", *pages, wire, resent, missing
+        )
+    out.print(table)
+    if report.pass_count < 2 and not long:
+        return
+    _row(out, "passes", f"{report.pass_count}, inferred from where the page order starts over")
+    table = _table("  pass", ">offset", ">normal", ">zero", ">xbzrle", ">compressed", ">on the wire")
+    shown = report.passes if long else report.passes[:_PASSES_AT_A_GLANCE]
+    for item in shown:
+        table.add_row(
+            f"  {item.number}", f"{item.offset:#x}", *_pages(item.pages), f"{item.wire_bytes:,}"
+        )
+    out.print(table)
+    if len(shown) < report.pass_count:
+        out.print(f"  ... {report.pass_count - len(shown)} more (--passes)")
+
+
+def _sections(out: Console, report: InspectReport, *, devices: bool, sections: bool) -> None:
+    listed = [s for s in report.sections if s.section_type == "FULL"]
+    live = [s for s in report.sections if s.section_type == "START"]
+    if live:
+        names = (f"{printable(s.idstr)} v{s.version_id} ({s.parts} parts)" for s in live)
+        _row(out, "iterable", ", ".join(names))
+    framings = ", ".join(dict.fromkeys(s.framing for s in listed)) or "none"
+    size = sum(s.body_size for s in listed)
+    _row(out, "devices", f"{len(listed)} with {size_text(size)} of state, framed by: {framings}")
+    if devices or sections:
+        table = _table(
+            "  id", "type", "idstr", ">instance", ">version", ">offset", ">bytes", ">parts", "framing"
+        )
+        for s in report.sections if sections else listed:
+            table.add_row(
+                f"  {s.section_id}", s.section_type, printable(s.idstr), f"{s.instance_id:#x}",
+                str(s.version_id), f"{s.offset:#x}", f"{s.body_size:,}", str(s.parts), s.framing,
+            )  # fmt: skip
+        out.print(table)
+    elif listed:
+        glance = listed[:_DEVICES_AT_A_GLANCE]
+        words = [
+            f"{printable(s.idstr)}{f'#{s.instance_id:x}' if s.instance_id else ''} "
+            f"v{s.version_id} {s.body_size}"
+            for s in glance
+        ]
+        for line in _flow(words, 100):
+            out.print(f"  {line}", soft_wrap=True)
+        if len(listed) > len(glance):
+            out.print(f"  ... {len(listed) - len(glance)} more (--devices)")
+
+
+def _flow(words: Iterable[str], width: int) -> Iterable[str]:
+    line = ""
+    for word in words:
+        if line and len(line) + len(word) + 2 > width:
+            yield line + ","
+            line = ""
+        line = f"{line}, {word}" if line else word
+    if line:
+        yield line
+
+
+def _end(out: Console, report: InspectReport) -> None:
+    where = f"at {report.end_offset:#x}" if report.end_offset is not None else "not seen"
+    rest = report.size - (report.end_offset or report.size)
+    _row(out, "end", f"{where}{f', {size_text(rest)} behind it' if rest else ''}")
+    if not report.anomaly_count:
+        _row(out, "findings", "none")
+        return
+    _row(out, "findings", str(report.anomaly_count))
+    colours = {"error": "red", "warning": "yellow", "info": "blue"}
+    for a in report.anomalies[:_FINDINGS_AT_A_GLANCE]:
+        out.print(f"  [{colours[a.severity]}]{a.severity}[/]: {printable(a.message)}", soft_wrap=True)
+    if report.anomaly_count > _FINDINGS_AT_A_GLANCE:
+        out.print(f"  ... {report.anomaly_count - _FINDINGS_AT_A_GLANCE} more (--json)")
