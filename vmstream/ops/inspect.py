@@ -5,8 +5,11 @@ from __future__ import annotations
 import uuid
 from dataclasses import dataclass
 
+import numpy as np
+from numpy.typing import NDArray
+
 from vmstream.errors import EXIT_FINDINGS
-from vmstream.guest.coverage import KINDS, RAMCoverage
+from vmstream.guest.coverage import KINDS, BlockCoverage, RAMCoverage
 from vmstream.ops.pipeline import Findings, Progress, run
 from vmstream.ops.quick import quick_events
 from vmstream.report import models
@@ -255,8 +258,7 @@ class Summary:
 
     def pages_elsewhere(self) -> str:
         """Why this stream does not carry its pages; empty if it does."""
-        records = sum((b.records for b in self.coverage_blocks()), start=0)
-        normal = 0 if isinstance(records, int) else int(records[0] + records[2] + records[3])
+        normal = sum(int(b.records.sum() - b.records[1]) for b in self.coverage_blocks())
         if "multifd" in self.features or (
             self.blocks
             and not normal
@@ -277,7 +279,7 @@ class Summary:
         """Machine type, readable."""
         return models.readable(self.configuration.name) if self.configuration else None
 
-    def coverage_blocks(self) -> list:  # type: ignore[type-arg]
+    def coverage_blocks(self) -> list[BlockCoverage]:
         """Coverage per block; blocks without a page are there too."""
         if self.coverage is None:
             return RAMCoverage(self.blocks, 4096).blocks
@@ -328,7 +330,7 @@ class Summary:
             ),
             ram_version=self.ram_version,
             ram_total=self.ram_total,
-            ram_blocks=[_block_report(b, quick=quick) for b in self.coverage_blocks()],
+            ram_blocks=[block_report(b, quick=quick) for b in self.coverage_blocks()],
             passes=[
                 models.PassReport(i + 1, p.offset, page_counts(p.records), p.wire_bytes)
                 for i, p in enumerate(passes)
@@ -337,20 +339,18 @@ class Summary:
             sections=[_section_report(s) for s in self.sections],
             commands=self.commands,
             command_count=self.command_count,
-            anomalies=[
-                models.AnomalyReport(a.offset, a.severity, a.code, a.message)
-                for a in self.findings.kept
-            ],
+            anomalies=self.findings.report(),
             anomaly_count=self.findings.count,
         )
 
 
-def page_counts(records) -> models.PageCounts:  # type: ignore[no-untyped-def]
+def page_counts(records: NDArray[np.int64]) -> models.PageCounts:
     """Name the columns of a row of counts."""
     return models.PageCounts(**dict(zip(KINDS, records.tolist(), strict=True)))
 
 
-def _block_report(covered, *, quick: bool) -> models.RAMBlockReport:  # type: ignore[no-untyped-def]
+def block_report(covered: BlockCoverage, *, quick: bool = False) -> models.RAMBlockReport:
+    """Account for one block; without pages after a quick look."""
     block = covered.block
     return models.RAMBlockReport(
         idstr=models.readable(block.idstr),

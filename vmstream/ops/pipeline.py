@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import Protocol
 
 from vmstream.errors import EXIT_FINDINGS, EXIT_OK, StreamError
+from vmstream.report.models import AnomalyReport
 from vmstream.stream.decoder import NEED_DATA, Decoder
 from vmstream.stream.events import Anomaly, Event
 from vmstream.transport.source import Source
@@ -77,6 +78,10 @@ class Findings:
         self._warned = self._warned or event.severity == "warning"
         if self.error is None:
             self.error = event.error
+
+    def report(self) -> list[AnomalyReport]:
+        """Return what was kept, for a document."""
+        return [AnomalyReport(a.offset, a.severity, a.code, a.message) for a in self.kept]
 
     @property
     def exit_code(self) -> int:

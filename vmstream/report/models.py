@@ -210,3 +210,144 @@ class InspectReport:
     command_count: int
     anomalies: list[AnomalyReport]
     anomaly_count: int
+
+
+@dataclass(frozen=True, slots=True)
+class RecordReport:
+    """One line of `vmstream records --json`.
+
+    Attributes:
+        schema: 'vmstream.records/1'.
+        type: 'header', 'configuration', 'section', 'ram-blocks', 'pages', 'ram-control',
+            'payload', 'footer', 'command', 'eof', 'vmdescription', 'padding', 'gap' or 'anomaly'.
+        offset: Of the first byte.
+        end: Of the first byte behind it; that of `offset` for an anomaly.
+        fields: What the item says, by type.
+    """
+
+    schema: str
+    type: str
+    offset: int
+    end: int
+    fields: dict[str, object]
+
+
+@dataclass(frozen=True, slots=True)
+class BlockFile:
+    """One block of `extract-ram --all-blocks`.
+
+    Attributes:
+        idstr: Name in the stream.
+        idstr_b64: The name in full, if it is not plain UTF-8.
+        file: File name in the directory; `None` if the stream has no pages of it.
+        size: Length, bytes.
+        pages: Records on the wire, by kind.
+        pages_missing: Pages that no record names; zeros in the file.
+    """
+
+    idstr: str
+    file: str | None
+    size: int
+    pages: PageCounts
+    pages_missing: int
+    idstr_b64: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class BlocksManifest:
+    """`manifest.json` beside the files of `extract-ram --all-blocks`.
+
+    Attributes:
+        schema: 'vmstream.blocks/1'.
+        input: Path, or 'standard input'.
+        machine: Machine type, `None` without a configuration section.
+        page_size: Target page size, bytes.
+        complete: As in the inspect report.
+        blocks: In wire order.
+    """
+
+    schema: str
+    input: str
+    machine: str | None
+    page_size: int | None
+    complete: bool
+    blocks: list[BlockFile]
+
+
+@dataclass(frozen=True, slots=True)
+class RegionReport:
+    """A stretch of a block at a guest-physical address, bytes."""
+
+    gpa: int
+    length: int
+    idstr: str
+    block_offset: int
+
+
+@dataclass(frozen=True, slots=True)
+class LayoutReport:
+    """The guest-physical map of an image: inference.
+
+    Attributes:
+        decided_by: 'user', 'cmos' or 'machine rule'.
+        below_4g: Bytes of RAM below 4 GiB, `None` where the machine has no split.
+        regions: By block order.
+        reasons: How it was decided.
+        doubts: What speaks against it, or was left out.
+    """
+
+    decided_by: str
+    below_4g: int | None
+    regions: list[RegionReport]
+    reasons: list[str]
+    doubts: list[str]
+    source: str = "inferred"
+
+
+@dataclass(frozen=True, slots=True)
+class OutputReport:
+    """A file that was written; `sha256` with --manifest."""
+
+    path: str
+    size: int
+    idstr: str | None
+    sha256: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class ExtractReport:
+    """Document of `vmstream extract-ram --json`, and of its `--manifest`.
+
+    Attributes:
+        schema: 'vmstream.extract-ram/1'.
+        tool: Name and version.
+        arguments: As given on the command line, in the manifest.
+        input: Path, or 'standard input'.
+        input_size: Bytes.
+        input_sha256: With --manifest.
+        complete: As in the inspect report.
+        partial: --partial was given.
+        machine: Machine type, `None` without a configuration section.
+        page_size: Target page size, bytes.
+        page_size_source: As in the inspect report.
+        layout: `None` unless a guest-physical image was written.
+        outputs: Files written.
+        ram_blocks: As in the inspect report.
+        anomalies: As in the inspect report.
+    """
+
+    schema: str
+    tool: str
+    arguments: list[str]
+    input: str
+    input_size: int
+    input_sha256: str | None
+    complete: bool
+    partial: bool
+    machine: str | None
+    page_size: int | None
+    page_size_source: str | None
+    layout: LayoutReport | None
+    outputs: list[OutputReport]
+    ram_blocks: list[RAMBlockReport]
+    anomalies: list[AnomalyReport]

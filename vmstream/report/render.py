@@ -10,7 +10,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from vmstream.report.models import InspectReport, PageCounts
+from vmstream.report.models import ExtractReport, InspectReport, PageCounts
 
 # Width of a report that does not go to a terminal.
 _PLAIN_WIDTH = 160
@@ -195,3 +195,31 @@ def _end(out: Console, report: InspectReport) -> None:
         out.print(f"  [{colours[a.severity]}]{a.severity}[/]: {printable(a.message)}", soft_wrap=True)
     if report.anomaly_count > _FINDINGS_AT_A_GLANCE:
         out.print(f"  ... {report.anomaly_count - _FINDINGS_AT_A_GLANCE} more (--json)")
+
+
+def render_extract(report: ExtractReport, out: Console | None = None) -> None:
+    """Print what was written to stdout, and what is to be known about it to stderr."""
+    out = out or console()
+    for item in report.outputs:
+        what = f"block {printable(item.idstr)}" if item.idstr else "guest-physical image"
+        out.print(f"{printable(item.path)}: {what}, {size_text(item.size)}", soft_wrap=True)
+    if report.layout is not None:
+        for region in report.layout.regions:
+            end = region.gpa + region.length
+            out.print(
+                f"  {region.gpa:#x}..{end:#x}  {printable(region.idstr)}+{region.block_offset:#x}"
+            )
+        out.print(f"  decided by {report.layout.decided_by} (inferred)")
+        for reason in report.layout.reasons:
+            out.print(f"  {printable(reason)}", soft_wrap=True)
+    notes = console(sys.stderr)
+    for doubt in report.layout.doubts if report.layout else ():
+        notes.print(f"vmstream: [yellow]warning[/]: {printable(doubt)}", soft_wrap=True)
+    for a in report.anomalies[:_FINDINGS_AT_A_GLANCE]:
+        notes.print(f"vmstream: {a.severity}: {printable(a.message)}", soft_wrap=True)
+    for block in report.ram_blocks:
+        if block.pages_missing:
+            notes.print(
+                f"vmstream: block {printable(block.idstr)} lacks {block.pages_missing:,} pages",
+                soft_wrap=True,
+            )

@@ -1,0 +1,160 @@
+"""Generate docs/schema/*.json from the dataclasses in vmstream/report/models.py.
+
+    python scripts/update_schema.py            write the files
+    python scripts/update_schema.py --check    exit status 1 if a file is not what would be written
+
+Types come from the annotations, descriptions from the docstrings: the text above "Attributes:" for
+an object, the entry in it for a field. All fields are written always, so all are required; readers
+must accept more, since fields are added within a major number.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import inspect
+import json
+import re
+import sys
+import types
+import typing
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(ROOT))
+
+from vmstream.report import models  # noqa: E402
+
+SCHEMA_DIR = ROOT / "docs" / "schema"
+
+# File: (name of the schema, dataclasses). Of several dataclasses a document is any one.
+SCHEMAS: dict[str, tuple[str, tuple[str, ...]]] = {
+    "inspect.json": (models.INSPECT_SCHEMA, ("InspectReport",)),
+    "records.json": (models.RECORDS_SCHEMA, ("RecordReport",)),
+    "blocks.json": (models.BLOCKS_SCHEMA, ("BlocksReport",)),
+    "extract-ram.json": (models.EXTRACT_SCHEMA, ("ExtractReport",)),
+}
+
+_PLAIN = {str: "string", int: "integer", float: "number", bool: "boolean", type(None): "null"}
+_ENTRY = re.compile(r"^(\w+): ", re.MULTILINE)
+
+
+def parse_docstring(cls: type) -> tuple[str, dict[str, str]]:
+    """Split the docstring of a dataclass into its text and the entries of "Attributes:"."""
+    text, _, rest = inspect.cleandoc(cls.__doc__ or "").partition("\nAttributes:\n")
+    # The section ends where the indentation does.
+    section = re.match(r"(?: +.*\n?|\n)*", rest)
+    parts = _ENTRY.split(inspect.cleandoc("\n" + section[0] if section else ""))
+    entries = dict(zip(parts[1::2], map(_one_line, parts[2::2]), strict=True))
+    return _one_line(text), entries
+
+
+def _one_line(text: str) -> str:
+    # Markup of the docstrings; JSON says null.
+    return " ".join(text.split()).replace("`None`", "null").replace("`", "'")
+
+
+class Generator:
+    """Schemas of types; those of dataclasses are gathered in `defs`."""
+
+    def __init__(self, schema: str) -> None:
+        self.schema = schema
+        self.defs: dict[str, Any] = {}
+
+    def of(self, kind: Any) -> dict[str, Any]:
+        """Return the schema of one type."""
+        origin, args = typing.get_origin(kind), typing.get_args(kind)
+        if kind in _PLAIN:
+            return {"type": _PLAIN[kind]}
+        if kind is Any:
+            return {}
+        if dataclasses.is_dataclass(kind) and isinstance(kind, type):
+            return self._reference(kind)
+        if origin in (types.UnionType, typing.Union):
+            return self._union([self.of(a) for a in args])
+        if origin is typing.Literal:
+            return {"enum": list(args)}
+        if origin is list or (origin is tuple and args[1:] == (...,)):
+            return {"type": "array", "items": self.of(args[0])}
+        if origin is dict and args[0] is str:
+            return {"type": "object", "additionalProperties": self.of(args[1])}
+        raise TypeError(f"no JSON schema for {kind!r}")
+
+    def _union(self, parts: list[dict[str, Any]]) -> dict[str, Any]:
+        if all(p.keys() == {"type"} for p in parts):
+            return {"type": [p["type"] for p in parts]}
+        return {"anyOf": parts}
+
+    def _reference(self, cls: type) -> dict[str, Any]:
+        if cls.__name__ not in self.defs:
+            self.defs[cls.__name__] = {}  # a type may refer to itself
+            self.defs[cls.__name__] = self.object(cls)
+        return {"$ref": f"#/$defs/{cls.__name__}"}
+
+    def object(self, cls: type) -> dict[str, Any]:
+        """Return the schema of a dataclass itself."""
+        text, entries = parse_docstring(cls)
+        hints = typing.get_type_hints(cls)
+        names = [f.name for f in dataclasses.fields(cls)]
+        if unknown := entries.keys() - set(names):
+            raise TypeError(f"{cls.__name__} documents fields it does not have: {sorted(unknown)}")
+        properties = {}
+        for name in names:
+            # Draft 2020-12 allows a description beside $ref.
+            properties[name] = self.of(hints[name])
+            if name == "schema":
+                properties[name] = {"const": self.schema}
+            if name in entries:
+                properties[name]["description"] = entries[name]
+        return {
+            "type": "object",
+            "description": text,
+            "properties": properties,
+            "required": names,
+        }
+
+
+def generate(schema: str, classes: tuple[str, ...]) -> str | None:
+    """Return the text of one schema file, or None while the dataclasses do not exist."""
+    found = [getattr(models, name, None) for name in classes]
+    if any(cls is None for cls in found):
+        return None
+    made = Generator(schema)
+    head = {"$schema": "https://json-schema.org/draft/2020-12/schema", "title": schema}
+    if len(found) == 1:
+        body = made.object(found[0])
+    else:
+        body = {"anyOf": [made.of(cls) for cls in found]}
+    defs = {"$defs": dict(sorted(made.defs.items()))} if made.defs else {}
+    return json.dumps(head | body | defs, indent=2) + "\n"
+
+
+def main() -> int:
+    """Write or check the files."""
+    parser = argparse.ArgumentParser(description="Generate docs/schema/*.json.")
+    parser.add_argument("--check", action="store_true", help="only tell what differs")
+    check = parser.parse_args().check
+    status = 0
+    for name, (schema, classes) in SCHEMAS.items():
+        path = SCHEMA_DIR / name
+        text = generate(schema, classes)
+        if text is None:
+            print(f"{name}: no dataclass {' or '.join(classes)}", file=sys.stderr)
+            status = 1
+        elif not path.exists() or path.read_text(encoding="utf-8") != text:
+            print(f"{name}: {'differs from the dataclasses' if check else 'written'}")
+            status = status or int(check)
+            if not check:
+                SCHEMA_DIR.mkdir(parents=True, exist_ok=True)
+                path.write_text(text, encoding="utf-8")
+    known = {*SCHEMAS}
+    for path in sorted(SCHEMA_DIR.glob("*.json")):
+        if path.name not in known:
+            print(f"{path.name}: not in SCHEMAS", file=sys.stderr)
+            status = 1
+    return status
+
+
+if __name__ == "__main__":
+    sys.exit(main())

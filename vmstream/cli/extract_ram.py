@@ -1,0 +1,95 @@
+"""`vmstream extract-ram`."""
+
+from __future__ import annotations
+
+import re
+import sys
+from pathlib import Path
+
+import click
+
+from vmstream.cli.options import json_option, page_size_option, progress_bar, stream_argument
+from vmstream.ops.extract import ExtractOptions, extract
+from vmstream.report.jsonout import dumps
+from vmstream.transport.source import OpenSource
+
+_EPILOG = """\b
+Examples:
+  vmstream extract-ram dump.bin -o ram.raw       offset in the file = guest-physical address
+  vmstream extract-ram dump.bin --block pc.ram -o pc.ram.raw
+  vmstream extract-ram dump.bin --all-blocks out/
+  vmstream extract-ram cut.bin --partial -o ram.raw
+  cat dump.bin | vmstream extract-ram - -o ram.raw --manifest ram.json
+"""
+
+_UNITS = {"": 1, "k": 1 << 10, "m": 1 << 20, "g": 1 << 30, "t": 1 << 40}
+
+
+class _Size(click.ParamType):
+    name = "size"
+
+    def convert(
+        self, value: object, param: click.Parameter | None, ctx: click.Context | None
+    ) -> int:
+        if isinstance(value, int):
+            return value
+        match = re.fullmatch(r"(0x[0-9a-f]+|\d+)([kmgt]?)(?:i?b)?", str(value).lower())
+        if match is None:
+            self.fail(f"{value!r} is no size: 3G, 0xc0000000, 3221225472", param, ctx)
+        return int(match[1], 0) * _UNITS[match[2]]
+
+
+@click.command("extract-ram", epilog=_EPILOG)
+@stream_argument
+@click.option("-o", "--output", type=click.Path(path_type=Path), help="File to write.")
+@click.option("--block", metavar="IDSTR", help="Write this block instead of the image.")
+@click.option(
+    "--all-blocks",
+    type=click.Path(path_type=Path, file_okay=False),
+    metavar="DIR",
+    help="Write every block, and manifest.json, into DIR.",
+)
+@click.option("--below-4g", type=_Size(), metavar="SIZE", help="Size of RAM below 4 GiB (x86).")
+@click.option("--partial", is_flag=True, help="Write what is there of a damaged stream.")
+@click.option("--force", is_flag=True, help="Replace files that exist.")
+@click.option(
+    "--manifest",
+    type=click.Path(path_type=Path),
+    help="Write an account with SHA-256 of input and outputs.",
+)
+@page_size_option
+@json_option
+def command(
+    stream: str,
+    output: Path | None,
+    block: str | None,
+    all_blocks: Path | None,
+    below_4g: int | None,
+    partial: bool,
+    force: bool,
+    manifest: Path | None,
+    page_size: int | None,
+    as_json: bool,
+) -> int:
+    """Rebuild guest RAM from a migration stream.
+
+    Without --block or --all-blocks the output is the guest-physical image: the offset in the
+    file is the guest-physical address, and what the guest has no RAM at is a hole in the file.
+
+    STREAM is a file, or - for standard input.
+    """
+    if (output is None) == (all_blocks is None) or (block is not None and all_blocks is not None):
+        raise click.UsageError("give -o FILE (with --block IDSTR for one block) or --all-blocks DIR")
+    options = ExtractOptions(
+        output, block, all_blocks, below_4g, partial, force, manifest, page_size,
+        tuple(sys.argv[1:]),
+    )  # fmt: skip
+    with OpenSource(stream) as source, progress_bar("extracting") as progress:
+        report, code = extract(source, options, progress)
+    if as_json:
+        click.echo(dumps(report))
+    else:
+        from vmstream.report.render import render_extract
+
+        render_extract(report)
+    return code

@@ -1,0 +1,415 @@
+"""`extract-ram`: RAM as files, exact or not at all."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from vmstream.errors import (
+    EXIT_FINDINGS,
+    FormatError,
+    IntegrityError,
+    OutputError,
+    StreamError,
+    TruncatedError,
+    UnsupportedError,
+)
+from vmstream.guest.memory import Placement, RAMImage
+from vmstream.guest.physical import (
+    Evidence,
+    PhysicalMap,
+    concatenated,
+    physical_map,
+    ram_blocks,
+)
+from vmstream.ops.inspect import Summary, block_report
+from vmstream.ops.pipeline import Progress, run
+from vmstream.ops.quick import quick_events
+from vmstream.report import models
+from vmstream.report.jsonout import dumps
+from vmstream.stream.decoder import Decoder
+from vmstream.stream.events import (
+    Command,
+    Event,
+    PageBatch,
+    Payload,
+    RAMBlock,
+    RAMBlockList,
+    SectionStart,
+    VMDescription,
+)
+from vmstream.transport.sink import OutputFile, check_free, make_directory, safe_names, write_text
+from vmstream.transport.source import DigestSource, Source
+from vmstream.version import __version__
+from vmstream.wire.constants import CAP_IGNORE_SHARED, MigCmd
+from vmstream.wire.vmsd import top_fields
+
+_RTC = b"mc146818rtc"
+_CMOS_SIZE = 128
+
+
+@dataclass(frozen=True, slots=True)
+class ExtractOptions:
+    """What to write.
+
+    Attributes:
+        output: File for the image, or for the one block.
+        block: Name of the one block to write.
+        all_blocks: Directory for every block.
+        below_4g: Size of RAM below 4 GiB, bytes, if the user states it.
+        partial: Write what is there of a damaged stream.
+        force: Replace files.
+        manifest: File for the account with hashes.
+        page_size: Target page size in bytes, if the user states it.
+        arguments: The command line, for the manifest.
+    """
+
+    output: Path | None = None
+    block: str | None = None
+    all_blocks: Path | None = None
+    below_4g: int | None = None
+    partial: bool = False
+    force: bool = False
+    manifest: Path | None = None
+    page_size: int | None = None
+    arguments: tuple[str, ...] = ()
+
+
+class MapEvidence:
+    """Fold: what a stream tells about the guest-physical map."""
+
+    def __init__(self) -> None:
+        self.blocks: tuple[RAMBlock, ...] = ()
+        self.machine: bytes | None = None
+        self.idstrs: set[bytes] = set()
+        self._rtc: int | None = None
+        self._body = b""
+        self._cmos_offset = 0
+
+    def on(self, event: Event) -> None:
+        """Take one event."""
+        if isinstance(event, SectionStart):
+            self.idstrs.add(event.idstr)
+            self._rtc = event.section_id if event.idstr == _RTC else None
+        elif isinstance(event, Payload) and self._rtc == event.section_id:
+            self._body = bytes(event.data[:4096])
+        elif isinstance(event, RAMBlockList):
+            self.blocks = event.blocks
+        elif isinstance(event, VMDescription) and event.layout is not None:
+            for device in event.layout.devices:
+                if device.idstr == _RTC:
+                    # Without a vmdescription the CMOS is taken to come first, as it does in
+                    # every version 1 to 3. QEMU v10.1.0 hw/rtc/mc146818rtc.c vmstate_rtc.
+                    for name, offset, _ in top_fields(device.description):
+                        if name == "cmos_data":
+                            self._cmos_offset = offset
+
+    def evidence(self, machine: bytes | None) -> Evidence:
+        """Put it together."""
+        cmos = self._body[self._cmos_offset : self._cmos_offset + _CMOS_SIZE]
+        return Evidence(
+            machine,
+            self.blocks,
+            cmos if len(cmos) == _CMOS_SIZE else None,
+            frozenset(self.idstrs),
+        )
+
+
+class _Writer:
+    """Fold: opens the outputs at the first page, and writes."""
+
+    def __init__(
+        self,
+        options: ExtractOptions,
+        stack: contextlib.ExitStack,
+        summary: Summary,
+        peeked: Evidence | None,
+    ) -> None:
+        self._options = options
+        self._stack = stack
+        self._summary = summary
+        self._peeked = peeked
+        self._image: RAMImage | None = None
+        self.files: dict[int | None, OutputFile] = {}
+        self.map: PhysicalMap | None = None
+
+    def on(self, event: Event) -> None:
+        if isinstance(event, PageBatch):
+            if self._image is None:
+                self.open(event.blocks, event.page_size)
+            assert self._image is not None
+            self._image.add(event)
+        elif isinstance(event, RAMBlockList):
+            self._check(event.blocks)
+        elif isinstance(event, Command) and event.cmd == MigCmd.POSTCOPY_RAM_DISCARD:
+            raise UnsupportedError(
+                event.offset,
+                "POSTCOPY_RAM_DISCARD: pages are withdrawn and sent again",
+                advice="postcopy is not extracted by this version; `vmstream inspect` reads it",
+            )
+
+    # What can be refused before anything is read.
+    def _check(self, blocks: tuple[RAMBlock, ...]) -> None:
+        if self._options.block is not None:
+            find_block(blocks, self._options.block)
+
+    def open(self, blocks: tuple[RAMBlock, ...], page_size: int) -> None:
+        """Open the outputs."""
+        options = self._options
+        placements: list[Placement] = []
+        if options.all_blocks is not None:
+            make_directory(options.all_blocks)
+            check_free(options.all_blocks / "manifest.json", force=options.force)
+            names = safe_names((b.idstr for b in blocks), ".raw")
+            for i, name in enumerate(names):
+                out = self._file(i, options.all_blocks / name, blocks[i].used_length)
+                placements.append(Placement(i, 0, blocks[i].used_length, out, 0))
+        elif options.block is not None:
+            assert options.output is not None
+            i = find_block(blocks, options.block)
+            out = self._file(i, options.output, blocks[i].used_length)
+            placements.append(Placement(i, 0, blocks[i].used_length, out, 0))
+        else:
+            assert options.output is not None
+            self.map = self._first_map(blocks)
+            out = self._file(None, options.output, self.map.size)
+            placements.extend(
+                Placement(r.block, r.block_offset, r.length, out, r.gpa) for r in self.map.regions
+            )
+        self._image = RAMImage(blocks, page_size, placements)
+
+    def _file(self, key: int | None, path: Path, size: int) -> OutputFile:
+        out = self._stack.enter_context(OutputFile(path, force=self._options.force))
+        out.resize(size)
+        self.files[key] = out
+        return out
+
+    # A seekable stream was asked for its CMOS first. On a pipe that comes behind the pages, so
+    # the map may have to be mended at the end; where nothing is known yet, any order will do.
+    def _first_map(self, blocks: tuple[RAMBlock, ...]) -> PhysicalMap:
+        config = self._summary.configuration
+        machine = config.name if config else None
+        if self._peeked is not None:
+            with contextlib.suppress(OutputError):
+                return physical_map(self._peeked, self._options.below_4g)
+        try:
+            return physical_map(Evidence(machine, blocks), self._options.below_4g)
+        except OutputError:
+            return concatenated(blocks, ram_blocks(blocks))
+
+    def settle(self, evidence: Evidence) -> None:
+        """Bring the image into the layout that the whole stream tells."""
+        if self.map is None:
+            return
+        final = physical_map(evidence, self._options.below_4g)
+        if final.regions != self.map.regions:
+            out = self.files[None]
+            out.rearrange(moves(self.map, final), final.size)
+        self.map = final
+
+
+def moves(old: PhysicalMap, new: PhysicalMap) -> Iterator[tuple[int, int, int]]:
+    """Yield (old offset, new offset, length) of every stretch that both maps have."""
+    for target in new.regions:
+        for source in old.regions:
+            if source.block != target.block:
+                continue
+            low = max(source.block_offset, target.block_offset)
+            high = min(
+                source.block_offset + source.length, target.block_offset + target.length
+            )
+            if low < high:
+                yield (
+                    source.gpa + low - source.block_offset,
+                    target.gpa + low - target.block_offset,
+                    high - low,
+                )
+
+
+def find_block(blocks: tuple[RAMBlock, ...], name: str) -> int:
+    """Index of the block of this name. Raises OutputError, with the names there are."""
+    names = [models.readable(b.idstr) for b in blocks]
+    if name not in names:
+        raise OutputError(f"no block {name!r}; the stream has: {', '.join(names)}")
+    return names.index(name)
+
+
+def extract(
+    source: Source, options: ExtractOptions, progress: Progress | None = None
+) -> tuple[models.ExtractReport, int]:
+    """Rebuild RAM and write it.
+
+    Args:
+        source: The input.
+        options: What to write.
+        progress: Called with (offset, size or None).
+
+    Returns:
+        The account, and the exit status.
+
+    Raises:
+        StreamError: The stream is damaged and `partial` was not asked for, or needs what this
+            version does not decode. Nothing is left behind.
+        OutputError: An output's name is taken, or the stream does not tell the layout.
+        OSError: With the path.
+    """
+    for path in (options.output, options.manifest):
+        if path is not None:
+            check_free(path, force=options.force)
+    peeked = _peek(source, options)
+    digest = DigestSource(source) if options.manifest is not None else None
+    decoder = Decoder(options.page_size, strict=not options.partial)
+    summary, evidence = Summary(), MapEvidence()
+    with contextlib.ExitStack() as stack:
+        writer = _Writer(options, stack, summary, peeked)
+        try:
+            run(digest or source, decoder, [summary, evidence, writer], progress)
+        except (TruncatedError, FormatError, IntegrityError) as error:
+            error.advice = error.advice or "--partial writes what is there"
+            raise
+        if not summary.read and summary.findings.error is not None:
+            raise summary.findings.error
+        summary.finish()
+        _check_whole(summary, options)
+        if not writer.files:
+            if not summary.blocks:
+                raise IntegrityError(summary.end, "the stream has no RAM")
+            writer.open(summary.blocks, decoder.page_size or 4096)
+        machine = summary.configuration.name if summary.configuration else None
+        writer.settle(evidence.evidence(machine))
+        outputs = [
+            models.OutputReport(
+                str(out.path),
+                summary.blocks[i].used_length if i is not None else _size(writer),
+                None if i is None else models.readable(summary.blocks[i].idstr),
+                out.sha256() if digest is not None else None,
+            )
+            for i, out in writer.files.items()
+        ]
+        report = _report(source, decoder, summary, options, writer, outputs, digest)
+        for out in writer.files.values():
+            out.commit()
+        if options.all_blocks is not None:
+            text = dumps(_blocks_manifest(report, summary, writer))
+            write_text(options.all_blocks / "manifest.json", text + "\n", force=options.force)
+        if options.manifest is not None:
+            write_text(options.manifest, dumps(report) + "\n", force=options.force)
+    code = summary.findings.exit_code
+    if not code and (not summary.complete or (writer.map and writer.map.doubts)):
+        code = EXIT_FINDINGS
+    return report, code
+
+
+# Head and tail of a seekable stream tell the layout before the first page is written.
+def _peek(source: Source, options: ExtractOptions) -> Evidence | None:
+    if not source.seekable or options.block is not None or options.all_blocks is not None:
+        return None
+    summary, found = Summary(), MapEvidence()
+    try:
+        for event in quick_events(source, Decoder(options.page_size)):
+            summary.on(event)
+            found.on(event)
+    except StreamError:
+        return None
+    return found.evidence(summary.configuration.name if summary.configuration else None)
+
+
+# Refuse what would be a wrong image, said or not.
+def _check_whole(summary: Summary, options: ExtractOptions) -> None:
+    elsewhere = summary.pages_elsewhere()
+    if elsewhere:
+        raise UnsupportedError(0, elsewhere, advice="they are not read by this version")
+    if CAP_IGNORE_SHARED in summary.capabilities and options.all_blocks is None:
+        wanted = [options.block] if options.block else None
+        for covered in summary.coverage_blocks():
+            name = models.readable(covered.block.idstr)
+            empty = covered.pages_missing == covered.pages
+            main = wanted is None and _is_ram(summary, covered.block)
+            if empty and (main or (wanted is not None and name in wanted)):
+                raise UnsupportedError(
+                    0,
+                    f"block {name!r} is shared memory (x-ignore-shared): "
+                    "its pages are not in the stream",
+                    advice="copy the file behind it",
+                )
+    if not summary.complete and not options.partial:
+        raise summary.findings.error or IntegrityError(
+            summary.end,
+            "the stream is not complete: no END of an iterable section",
+            advice="--partial writes what is there",
+        )
+
+
+def _is_ram(summary: Summary, block: RAMBlock) -> bool:
+    return any(summary.blocks[i] == block for i in ram_blocks(summary.blocks))
+
+
+def _size(writer: _Writer) -> int:
+    return writer.map.size if writer.map else 0
+
+
+def _blocks_manifest(
+    report: models.ExtractReport, summary: Summary, writer: _Writer
+) -> models.BlocksManifest:
+    return models.BlocksManifest(
+        schema=models.BLOCKS_SCHEMA,
+        input=report.input,
+        machine=report.machine,
+        page_size=report.page_size,
+        complete=report.complete,
+        blocks=[
+            models.BlockFile(
+                block.idstr,
+                writer.files[i].path.name if i in writer.files else None,
+                block.used_length,
+                block.pages or models.PageCounts(),
+                block.pages_missing or 0,
+                block.idstr_b64,
+            )
+            for i, block in enumerate(report.ram_blocks)
+        ],
+    )
+
+
+def _report(
+    source: Source,
+    decoder: Decoder,
+    summary: Summary,
+    options: ExtractOptions,
+    writer: _Writer,
+    outputs: list[models.OutputReport],
+    digest: DigestSource | None,
+) -> models.ExtractReport:
+    layout = writer.map
+    return models.ExtractReport(
+        schema=models.EXTRACT_SCHEMA,
+        tool=f"vmstream {__version__}",
+        arguments=list(options.arguments),
+        input=source.name,
+        input_size=summary.end if source.size is None else source.size,
+        input_sha256=digest.hexdigest() if digest is not None else None,
+        complete=summary.complete,
+        partial=options.partial,
+        machine=summary.machine,
+        page_size=decoder.page_size,
+        page_size_source=decoder.page_size_source,
+        layout=None
+        if layout is None
+        else models.LayoutReport(
+            layout.decided_by,
+            layout.below_4g,
+            [
+                models.RegionReport(
+                    r.gpa, r.length, models.readable(summary.blocks[r.block].idstr), r.block_offset
+                )
+                for r in layout.regions
+            ],
+            list(layout.reasons),
+            list(layout.doubts),
+        ),
+        outputs=outputs,
+        ram_blocks=[block_report(b) for b in summary.coverage_blocks()],
+        anomalies=summary.findings.report(),
+    )

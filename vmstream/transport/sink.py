@@ -1,0 +1,254 @@
+"""Where output goes: files that appear under their name only when whole."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import hashlib
+import os
+import secrets
+import stat
+from collections.abc import Iterable
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from vmstream.errors import OutputError
+
+# Pages of a run are gathered into a buffer of this size and written at once. One copy and one
+# call a MiB beat an iovec a page (docs/architecture.md).
+_GATHER = 1 << 20
+_HASH_CHUNK = 4 << 20
+
+
+class OutputFile:
+    """A sparse file under a temporary name beside its final one; a context manager.
+
+    Leaving the context without `commit()` removes it.
+
+    Args:
+        path: Final name.
+        force: Replace a file of that name.
+
+    Raises:
+        OutputError: The name is taken.
+        OSError: With the path.
+    """
+
+    def __init__(self, path: str | os.PathLike[str], *, force: bool = False) -> None:
+        self.path = Path(path)
+        self._force = force
+        check_free(self.path, force=force)
+        self._temporary = self._temporary_name()
+        with _named(self.path):
+            self._fd = os.open(
+                self._temporary, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o666
+            )
+        self._gather = np.empty(_GATHER, np.uint8)
+        self._open = True
+
+    def __enter__(self) -> OutputFile:
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        self.abort()
+
+    def resize(self, size: int) -> None:
+        """Set the length in bytes; what was not written is a hole."""
+        with _named(self.path):
+            os.ftruncate(self._fd, size)
+
+    def write(self, offset: int, data: memoryview | bytes | NDArray[np.uint8]) -> None:
+        """Write contiguous bytes."""
+        with _named(self.path):
+            _write_all(self._fd, memoryview(data).cast("B"), offset)
+
+    def write_rows(self, offset: int, rows: NDArray[np.uint8]) -> None:
+        """Write rows behind one another: uint8 (n, size), contiguous within a row only."""
+        count, size = rows.shape
+        step = max(1, _GATHER // size)
+        for begin in range(0, count, step):
+            part = rows[begin : begin + step]
+            if len(part) == 1:
+                self.write(offset, part[0])
+            else:
+                whole = self._gather[: part.size].reshape(part.shape)
+                np.copyto(whole, part)
+                self.write(offset, whole)
+            offset += part.size
+
+    def zero(self, offset: int, length: int) -> None:
+        """Write zeros over what was written before."""
+        zeros = memoryview(bytes(min(length, _GATHER)))
+        while length:
+            part = zeros[:length]
+            self.write(offset, part)
+            offset += len(part)
+            length -= len(part)
+
+    def rearrange(self, moves: Iterable[tuple[int, int, int]], size: int) -> None:
+        """Lay the file out anew: (old offset, new offset, length) for all that is to stay."""
+        name = self._temporary_name()
+        with _named(self.path):
+            fresh = os.open(name, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o666)
+            try:
+                os.ftruncate(fresh, size)
+                for old, new, length in moves:
+                    for begin, end in _extents(self._fd, old, old + length):
+                        _copy(self._fd, begin, fresh, new + begin - old, end - begin)
+            except BaseException:
+                os.close(fresh)
+                os.unlink(name)
+                raise
+            os.close(self._fd)
+            os.replace(name, self._temporary)
+        self._fd = fresh
+
+    def sha256(self) -> str:
+        """SHA-256 of the content, holes included."""
+        digest = hashlib.sha256()
+        zeros = bytes(_HASH_CHUNK)
+        with _named(self.path):
+            size = os.fstat(self._fd).st_size
+            at = 0
+            for begin, end in _extents(self._fd, 0, size):
+                _digest_zeros(digest, zeros, begin - at)
+                for place in range(begin, end, _HASH_CHUNK):
+                    digest.update(os.pread(self._fd, min(_HASH_CHUNK, end - place), place))
+                at = end
+            _digest_zeros(digest, zeros, size - at)
+        return digest.hexdigest()
+
+    def commit(self) -> None:
+        """Give the file its final name."""
+        with _named(self.path):
+            os.close(self._fd)
+            self._open = False
+            try:
+                if self._force:
+                    check_free(self.path, force=True)
+                    os.replace(self._temporary, self.path)
+                else:
+                    _rename_new(self._temporary, self.path)
+            except BaseException:
+                with contextlib.suppress(OSError):
+                    os.unlink(self._temporary)
+                raise
+
+    def abort(self) -> None:
+        """Remove the file, unless it was committed."""
+        if self._open:
+            self._open = False
+            os.close(self._fd)
+            with contextlib.suppress(OSError):
+                os.unlink(self._temporary)
+
+    def _temporary_name(self) -> Path:
+        return self.path.with_name(f".vmstream-{secrets.token_hex(8)}.part")
+
+
+def check_free(path: Path, *, force: bool) -> None:
+    """Raise OutputError if `path` is taken and may not be replaced."""
+    try:
+        mode = os.lstat(path).st_mode
+    except FileNotFoundError:
+        return
+    if not stat.S_ISREG(mode):
+        raise OutputError(f"{path}: not a regular file")
+    if not force:
+        raise OutputError(f"{path}: exists (--force replaces it)")
+
+
+def write_text(path: Path, text: str, *, force: bool = False) -> None:
+    """Write a small text file whole."""
+    with OutputFile(path, force=force) as out:
+        out.write(0, text.encode())
+        out.commit()
+
+
+def make_directory(path: Path) -> None:
+    """Make a directory and its parents, unless it is there."""
+    path.mkdir(parents=True, exist_ok=True)
+
+
+def safe_names(names: Iterable[bytes], suffix: str) -> list[str]:
+    """File names for names from a stream: no separators, no dots in front, no two alike.
+
+    A name on the wire is hostile ('../../x', '/rom@etc/acpi/tables'), and a file system may
+    fold case.
+    """
+    taken: set[str] = set()
+    made = []
+    for name in names:
+        text = name.decode("utf-8", "replace")
+        clean = "".join(c if c.isascii() and (c.isalnum() or c in "._-@+") else "_" for c in text)
+        clean = clean.strip("._")[:100] or "block"
+        unique, count = clean, 1
+        while unique.lower() in taken or unique.lower() + suffix == "manifest.json":
+            count += 1
+            unique = f"{clean}-{count}"
+        taken.add(unique.lower())
+        made.append(unique + suffix)
+    return made
+
+
+# Put the path into errors of calls that have only a descriptor.
+@contextlib.contextmanager
+def _named(path: Path):  # type: ignore[no-untyped-def]
+    try:
+        yield
+    except OSError as exc:
+        raise type(exc)(exc.errno, exc.strerror, str(path)) from exc
+
+
+def _write_all(fd: int, data: memoryview, offset: int) -> None:
+    while data:
+        done = os.pwrite(fd, data, offset)
+        offset += done
+        data = data[done:]
+
+
+# Rename unless the new name is taken. A link fails where it is, with no moment between.
+def _rename_new(old: Path, new: Path) -> None:
+    try:
+        os.link(old, new)
+    except FileExistsError:
+        raise OutputError(f"{new}: exists (--force replaces it)") from None
+    except OSError:
+        check_free(new, force=False)
+        os.rename(old, new)
+    else:
+        os.unlink(old)
+
+
+# Stretches of data between holes, within [begin, end).
+def _extents(fd: int, begin: int, end: int) -> Iterable[tuple[int, int]]:
+    while begin < end:
+        try:
+            begin = os.lseek(fd, begin, os.SEEK_DATA)
+        except OSError as exc:
+            if exc.errno == errno.ENXIO:
+                return
+            raise
+        if begin >= end:
+            return
+        stop = min(end, os.lseek(fd, begin, os.SEEK_HOLE))
+        yield begin, stop
+        begin = stop
+
+
+def _copy(source: int, begin: int, target: int, to: int, length: int) -> None:
+    while length:
+        part = os.pread(source, min(length, _HASH_CHUNK), begin)
+        if not part:
+            return
+        _write_all(target, memoryview(part), to)
+        begin, to, length = begin + len(part), to + len(part), length - len(part)
+
+
+def _digest_zeros(digest: hashlib._Hash, zeros: bytes, length: int) -> None:
+    while length > 0:
+        part = min(length, len(zeros))
+        digest.update(memoryview(zeros)[:part])
+        length -= part
