@@ -32,7 +32,7 @@ SCHEMA_DIR = ROOT / "docs" / "schema"
 SCHEMAS: dict[str, tuple[str, tuple[str, ...]]] = {
     "inspect.json": (models.INSPECT_SCHEMA, ("InspectReport",)),
     "records.json": (models.RECORDS_SCHEMA, ("RecordReport",)),
-    "blocks.json": (models.BLOCKS_SCHEMA, ("BlocksReport",)),
+    "blocks.json": (models.BLOCKS_SCHEMA, ("BlocksManifest",)),
     "extract-ram.json": (models.EXTRACT_SCHEMA, ("ExtractReport",)),
 }
 
@@ -67,7 +67,7 @@ class Generator:
         origin, args = typing.get_origin(kind), typing.get_args(kind)
         if kind in _PLAIN:
             return {"type": _PLAIN[kind]}
-        if kind is Any:
+        if kind in (Any, object):
             return {}
         if dataclasses.is_dataclass(kind) and isinstance(kind, type):
             return self._reference(kind)
@@ -122,10 +122,8 @@ def generate(schema: str, classes: tuple[str, ...]) -> str | None:
         return None
     made = Generator(schema)
     head = {"$schema": "https://json-schema.org/draft/2020-12/schema", "title": schema}
-    if len(found) == 1:
-        body = made.object(found[0])
-    else:
-        body = {"anyOf": [made.of(cls) for cls in found]}
+    one = len(found) == 1
+    body = made.object(found[0]) if one else {"anyOf": [made.of(cls) for cls in found]}
     defs = {"$defs": dict(sorted(made.defs.items()))} if made.defs else {}
     return json.dumps(head | body | defs, indent=2) + "\n"
 
@@ -148,9 +146,8 @@ def main() -> int:
             if not check:
                 SCHEMA_DIR.mkdir(parents=True, exist_ok=True)
                 path.write_text(text, encoding="utf-8")
-    known = {*SCHEMAS}
     for path in sorted(SCHEMA_DIR.glob("*.json")):
-        if path.name not in known:
+        if path.name not in SCHEMAS:
             print(f"{path.name}: not in SCHEMAS", file=sys.stderr)
             status = 1
     return status

@@ -1,5 +1,84 @@
 """`vmstream records`."""
+
+from __future__ import annotations
+
 import click
-@click.command()
-def command() -> int:
-    return 0
+
+from vmstream.cli.options import json_option, page_size_option, progress_bar, stream_argument
+from vmstream.ops.records import KINDS, Records
+from vmstream.report.jsonout import record
+from vmstream.transport.source import OpenSource
+
+_EPILOG = """\b
+Examples:
+  vmstream records dump.bin | less
+  vmstream records dump.bin --kind section --kind footer
+  vmstream records dump.bin --range 0x1f0000:0x1f4000
+  vmstream records dump.bin --json --kind xbzrle | jq -r .block_offset
+
+\b
+Kinds: header configuration section ram-blocks pages normal zero xbzrle compressed
+ram-control payload footer command eof vmdescription padding gap anomaly
+"""
+
+
+class _Range(click.ParamType):
+    name = "range"
+
+    def convert(
+        self, value: object, param: click.Parameter | None, ctx: click.Context | None
+    ) -> tuple[int, int | None]:
+        begin, colon, end = str(value).partition(":")
+        try:
+            low, high = int(begin or "0", 0), int(end, 0) if end else None
+        except ValueError:
+            self.fail(f"{value!r} is no range: 0x100:0x200, 4096:, :0x1000", param, ctx)
+        if not colon or (high is not None and high < low):
+            self.fail(f"{value!r} is no range: 0x100:0x200, 4096:, :0x1000", param, ctx)
+        return low, high
+
+
+@click.command("records", epilog=_EPILOG)
+@stream_argument
+@click.option(
+    "--kind",
+    "kinds",
+    multiple=True,
+    metavar="KIND",
+    type=click.Choice(KINDS),
+    help="Only items of this kind; may be given again.",
+)
+@click.option(
+    "--range",
+    "span",
+    type=_Range(),
+    default="0:",
+    metavar="START:END",
+    help="Only items with bytes in this range of offsets; reading stops at its end.",
+)
+@page_size_option
+@json_option
+def command(
+    stream: str,
+    kinds: tuple[str, ...],
+    span: tuple[int, int | None],
+    page_size: int | None,
+    as_json: bool,
+) -> int:
+    """List every item on the wire in order, pages as runs, with its offset and size.
+
+    STREAM is a file, or - for standard input. With --json, one JSON object a line.
+    """
+    from vmstream.report.render import record_line
+
+    begin, end = span
+    with OpenSource(stream) as source, progress_bar("reading") as progress:
+        records = Records(
+            source, page_size=page_size, kinds=kinds, begin=begin, end=end, progress=progress
+        )
+        for item in records:
+            click.echo(record(item) if as_json else record_line(item))
+    error = records.findings.error
+    if error is not None:
+        click.echo(f"vmstream: {error}", err=True)
+    return records.findings.exit_code

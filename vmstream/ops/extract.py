@@ -199,6 +199,13 @@ class _Writer:
         except OutputError:
             return concatenated(blocks, ram_blocks(blocks))
 
+    def drop_unsent(self) -> None:
+        """Leave out, of all blocks, those that the stream has no page of."""
+        if self._options.all_blocks is not None:
+            for i, covered in enumerate(self._summary.coverage_blocks()):
+                if i in self.files and covered.pages_missing == covered.pages:
+                    self.files.pop(i).abort()
+
     def settle(self, evidence: Evidence) -> None:
         """Bring the image into the layout that the whole stream tells."""
         if self.map is None:
@@ -273,6 +280,7 @@ def extract(
             raise summary.findings.error
         summary.finish()
         _check_whole(summary, options)
+        writer.drop_unsent()
         if not writer.files:
             if not summary.blocks:
                 raise IntegrityError(summary.end, "the stream has no RAM")

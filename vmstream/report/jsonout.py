@@ -6,6 +6,14 @@ import dataclasses
 import json
 from typing import Any
 
+from vmstream.report.models import RecordReport
+
+
+def record(item: RecordReport) -> str:
+    """One line of JSON; the fields stand beside type and offsets."""
+    head = {"schema": item.schema, "type": item.type, "offset": item.offset, "end": item.end}
+    return json.dumps(head | item.fields)
+
 
 def dumps(report: Any, *, indent: int | None = 2) -> str:
     """JSON text of a report dataclass or a dict."""

@@ -10,7 +10,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from vmstream.report.models import ExtractReport, InspectReport, PageCounts
+from vmstream.report.models import ExtractReport, InspectReport, PageCounts, RecordReport
 
 # Width of a report that does not go to a terminal.
 _PLAIN_WIDTH = 160
@@ -33,7 +33,11 @@ def console(file: IO[str] | None = None) -> Console:
 
 def printable(text: str) -> str:
     """Escape what would not print, or would be taken for an instruction to the terminal."""
-    return escape("".join(c if c.isprintable() else repr(c)[1:-1] for c in text))
+    return escape(_visible(text))
+
+
+def _visible(text: str) -> str:
+    return "".join(c if c.isprintable() else repr(c)[1:-1] for c in text)
 
 
 def size_text(size: int) -> str:
@@ -223,3 +227,29 @@ def render_extract(report: ExtractReport, out: Console | None = None) -> None:
                 f"vmstream: block {printable(block.idstr)} lacks {block.pages_missing:,} pages",
                 soft_wrap=True,
             )
+
+
+def record_line(item: RecordReport) -> str:
+    """One item of `records` as a line of text: offset, size, type, what it says."""
+    fields = dict(item.fields)
+    size = item.end - item.offset
+    if item.type == "pages":
+        first, count = int(str(fields["block_offset"])), int(str(fields["count"]))
+        last = first + count * int(str(fields["page_size"]))
+        said = f"{fields['kind']:<10} {fields['block']} {first:#x}..{last:#x} x{count}"
+    elif item.type == "section":
+        said = (
+            f"{fields['section_type']:<5} id={fields['section_id']} {fields['idstr']} "
+            f"instance={fields['instance_id']:#x} version={fields['version_id']}"
+        )
+    elif item.type == "anomaly":
+        said = f"{fields['severity']} {fields['code']}: {fields['message']}"
+    elif item.type == "ram-blocks":
+        blocks = fields["blocks"]
+        assert isinstance(blocks, list)
+        names = (f"{b['idstr']}={b['used_length']:#x}" for b in blocks)
+        said = f"total={fields['total']:#x} {' '.join(names)}"
+    else:
+        said = " ".join(f"{key}={value}" for key, value in fields.items() if value is not None)
+    text = f"{item.offset:#014x} {size:>10}  {item.type:<13} {said}".rstrip()
+    return _visible(text)

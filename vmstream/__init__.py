@@ -1,0 +1,73 @@
+"""Read QEMU migration streams. Start with `vmstream.open(path)`.
+
+The names below are the public interface; they are loaded when first used, since numpy and
+construct take longer to import than the command line has.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from vmstream.version import __version__
+
+if TYPE_CHECKING:
+    from vmstream.errors import (
+        EncodeError,
+        FormatError,
+        IntegrityError,
+        LimitError,
+        OutputError,
+        StreamError,
+        TruncatedError,
+        UnsupportedError,
+        VmstreamError,
+    )
+    from vmstream.ops.stream import Stream, open
+    from vmstream.stream.events import (
+        Anomaly,
+        Command,
+        Configuration,
+        EndOfStream,
+        Event,
+        FileHeader,
+        Gap,
+        Padding,
+        PageBatch,
+        Payload,
+        RAMBlock,
+        RAMBlockList,
+        RAMControl,
+        SectionFooter,
+        SectionStart,
+        VMDescription,
+    )
+
+_HOME = {
+    "vmstream.errors": (
+        "EncodeError", "FormatError", "IntegrityError", "LimitError", "OutputError",
+        "StreamError", "TruncatedError", "UnsupportedError", "VmstreamError",
+    ),
+    "vmstream.ops.stream": ("Stream", "open"),
+    "vmstream.stream.events": (
+        "Anomaly", "Command", "Configuration", "EndOfStream", "Event", "FileHeader", "Gap",
+        "Padding", "PageBatch", "Payload", "RAMBlock", "RAMBlockList", "RAMControl",
+        "SectionFooter", "SectionStart", "VMDescription",
+    ),
+}  # fmt: skip
+_MODULE_OF = {name: module for module, names in _HOME.items() for name in names}
+
+__all__ = [
+    "Anomaly", "Command", "Configuration", "EncodeError", "EndOfStream", "Event", "FileHeader",
+    "FormatError", "Gap", "IntegrityError", "LimitError", "OutputError", "Padding", "PageBatch",
+    "Payload", "RAMBlock", "RAMBlockList", "RAMControl", "SectionFooter", "SectionStart",
+    "Stream", "StreamError", "TruncatedError", "UnsupportedError", "VMDescription",
+    "VmstreamError", "__version__", "open",
+]  # fmt: skip
+
+
+def __getattr__(name: str) -> object:
+    if name not in _MODULE_OF:
+        raise AttributeError(f"module 'vmstream' has no attribute {name!r}")
+    import importlib
+
+    return getattr(importlib.import_module(_MODULE_OF[name]), name)

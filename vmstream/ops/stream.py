@@ -1,0 +1,117 @@
+"""The library's front door: an open stream, its head known, its events to iterate."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from dataclasses import replace
+from typing import Self
+
+from vmstream.ops.pipeline import events
+from vmstream.report.models import readable
+from vmstream.stream.decoder import Decoder
+from vmstream.stream.events import (
+    Configuration,
+    Event,
+    PageBatch,
+    Payload,
+    RAMBlock,
+    RAMBlockList,
+    RAMControl,
+)
+from vmstream.transport.source import OpenSource
+from vmstream.wire.constants import RAMSaveFlag
+
+
+class Stream:
+    """A migration stream, read once in order; a context manager and an iterator of events.
+
+    Attributes:
+        machine: Machine type; `None` if the stream does not say.
+        page_size: Target page size, bytes; `None` if nothing up to the first page told it.
+        blocks: The RAM blocks, in wire order.
+    """
+
+    def __init__(
+        self,
+        path: str | os.PathLike[str],
+        *,
+        page_size: int | None = None,
+        strict: bool = False,
+    ) -> None:
+        self._opened = OpenSource(path)
+        self._decoder = Decoder(page_size, strict=strict)
+        self._events = events(self._opened.source, self._decoder)
+        self._ahead: list[Event] = []
+        self.machine: str | None = None
+        self.blocks: tuple[RAMBlock, ...] = ()
+        try:
+            self._read_head()
+        except BaseException:
+            self.close()
+            raise
+
+    @property
+    def page_size(self) -> int | None:
+        """Target page size, bytes."""
+        return self._decoder.page_size
+
+    def __iter__(self) -> Iterator[Event]:
+        """Yield the events, each byte of the input in exactly one.
+
+        A `PageBatch` or `Payload` borrows its bytes: they are valid until the next event.
+        """
+        while self._ahead:
+            yield self._ahead.pop(0)
+        yield from self._events
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Close the input."""
+        self._opened.source.close()
+
+    # Everything up to the first page: small, and kept to be handed out again. Only the last
+    # event may still borrow from the window, as no other was asked for behind it.
+    def _read_head(self) -> None:
+        for event in self._events:
+            if isinstance(event, Payload):
+                event = replace(event, data=memoryview(bytes(event.data)))  # noqa: PLW2901
+            self._ahead.append(event)
+            if isinstance(event, Configuration):
+                self.machine = readable(event.name)
+            elif isinstance(event, RAMBlockList):
+                self.blocks = event.blocks
+            elif isinstance(event, PageBatch) or (
+                isinstance(event, RAMControl)
+                and event.flags == RAMSaveFlag.EOS
+                and self.page_size is not None
+            ):
+                return
+
+
+def open(  # noqa: A001
+    path: str | os.PathLike[str], *, page_size: int | None = None, strict: bool = False
+) -> Stream:
+    """Open a migration stream: a file, or standard input for '-'.
+
+    Args:
+        path: Where it is.
+        page_size: Target page size in bytes, to overrule what the stream shows.
+        strict: Raise the first fault. Otherwise it becomes an `Anomaly` event, and what can be
+            read behind it is.
+
+    Raises:
+        OSError: It cannot be opened.
+        StreamError: With `strict`, the head is damaged.
+
+    Example:
+        >>> with vmstream.open("dump.bin") as stream:
+        ...     print(stream.machine, stream.page_size, [b.idstr for b in stream.blocks])
+        ...     pages = sum(len(e) for e in stream if isinstance(e, vmstream.PageBatch))
+    """
+    return Stream(path, page_size=page_size, strict=strict)
