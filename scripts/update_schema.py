@@ -36,6 +36,9 @@ SCHEMAS: dict[str, tuple[str, tuple[str, ...]]] = {
     "extract-ram.json": (models.EXTRACT_SCHEMA, ("ExtractReport",)),
 }
 
+# Fields whose entries stand in the object itself (report/jsonout.py record()).
+FLATTENED = {("RecordReport", "fields")}
+
 _PLAIN = {str: "string", int: "integer", float: "number", bool: "boolean", type(None): "null"}
 _ENTRY = re.compile(r"^(\w+): ", re.MULTILINE)
 
@@ -96,9 +99,10 @@ class Generator:
         """Return the schema of a dataclass itself."""
         text, entries = parse_docstring(cls)
         hints = typing.get_type_hints(cls)
-        names = [f.name for f in dataclasses.fields(cls)]
-        if unknown := entries.keys() - set(names):
+        fields = [f.name for f in dataclasses.fields(cls)]
+        if unknown := entries.keys() - set(fields):
             raise TypeError(f"{cls.__name__} documents fields it does not have: {sorted(unknown)}")
+        names = [name for name in fields if (cls.__name__, name) not in FLATTENED]
         properties = {}
         for name in names:
             # Draft 2020-12 allows a description beside $ref.

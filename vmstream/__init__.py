@@ -6,6 +6,7 @@ construct take longer to import than the command line has.
 
 from __future__ import annotations
 
+from importlib import import_module
 from typing import TYPE_CHECKING
 
 from vmstream.version import __version__
@@ -22,7 +23,7 @@ if TYPE_CHECKING:
         UnsupportedError,
         VmstreamError,
     )
-    from vmstream.ops.stream import Stream, open
+    from vmstream.ops.stream import Stream, open  # noqa: A004
     from vmstream.stream.events import (
         Anomaly,
         Command,
@@ -68,6 +69,4 @@ __all__ = [
 def __getattr__(name: str) -> object:
     if name not in _MODULE_OF:
         raise AttributeError(f"module 'vmstream' has no attribute {name!r}")
-    import importlib
-
-    return getattr(importlib.import_module(_MODULE_OF[name]), name)
+    return getattr(import_module(_MODULE_OF[name]), name)

@@ -25,18 +25,12 @@ Examples:
 _UNITS = {"": 1, "k": 1 << 10, "m": 1 << 20, "g": 1 << 30, "t": 1 << 40}
 
 
-class _Size(click.ParamType):
-    name = "size"
-
-    def convert(
-        self, value: object, param: click.Parameter | None, ctx: click.Context | None
-    ) -> int:
-        if isinstance(value, int):
-            return value
-        match = re.fullmatch(r"(0x[0-9a-f]+|\d+)([kmgt]?)(?:i?b)?", str(value).lower())
-        if match is None:
-            self.fail(f"{value!r} is no size: 3G, 0xc0000000, 3221225472", param, ctx)
-        return int(match[1], 0) * _UNITS[match[2]]
+# "3G", "0xc0000000", "3221225472" as bytes.
+def _size(text: str) -> int:
+    match = re.fullmatch(r"(0x[0-9a-f]+|\d+)([kmgt]?)(?:i?b)?", text.lower())
+    if match is None:
+        raise click.BadParameter(f"{text!r} is no size: 3G, 0xc0000000, 3221225472")
+    return int(match[1], 0) * _UNITS[match[2]]
 
 
 @click.command("extract-ram", epilog=_EPILOG)
@@ -49,7 +43,7 @@ class _Size(click.ParamType):
     metavar="DIR",
     help="Write every block, and manifest.json, into DIR.",
 )
-@click.option("--below-4g", type=_Size(), metavar="SIZE", help="Size of RAM below 4 GiB (x86).")
+@click.option("--below-4g", type=_size, metavar="SIZE", help="Size of RAM below 4 GiB (x86).")
 @click.option("--partial", is_flag=True, help="Write what is there of a damaged stream.")
 @click.option("--force", is_flag=True, help="Replace files that exist.")
 @click.option(
@@ -79,7 +73,9 @@ def command(
     STREAM is a file, or - for standard input.
     """
     if (output is None) == (all_blocks is None) or (block is not None and all_blocks is not None):
-        raise click.UsageError("give -o FILE (with --block IDSTR for one block) or --all-blocks DIR")
+        raise click.UsageError(
+            "give -o FILE (with --block IDSTR for one block) or --all-blocks DIR"
+        )
     options = ExtractOptions(
         output, block, all_blocks, below_4g, partial, force, manifest, page_size,
         tuple(sys.argv[1:]),

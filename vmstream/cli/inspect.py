@@ -26,7 +26,7 @@ Examples:
 
 
 @click.command("inspect", epilog=_EPILOG)
-@stream_argument, tell_error
+@stream_argument
 @click.option("--devices", is_flag=True, help="List every device section.")
 @click.option("--sections", is_flag=True, help="List every section, iterable ones too.")
 @click.option("--passes", is_flag=True, help="List every pass over RAM.")

@@ -22,20 +22,16 @@ ram-control payload footer command eof vmdescription padding gap anomaly
 """
 
 
-class _Range(click.ParamType):
-    name = "range"
-
-    def convert(
-        self, value: object, param: click.Parameter | None, ctx: click.Context | None
-    ) -> tuple[int, int | None]:
-        begin, colon, end = str(value).partition(":")
-        try:
-            low, high = int(begin or "0", 0), int(end, 0) if end else None
-        except ValueError:
-            self.fail(f"{value!r} is no range: 0x100:0x200, 4096:, :0x1000", param, ctx)
-        if not colon or (high is not None and high < low):
-            self.fail(f"{value!r} is no range: 0x100:0x200, 4096:, :0x1000", param, ctx)
-        return low, high
+# "0x100:0x200", "4096:", ":0x1000" as offsets.
+def _range(text: str) -> tuple[int, int | None]:
+    begin, colon, end = text.partition(":")
+    try:
+        low, high = int(begin or "0", 0), int(end, 0) if end else None
+    except ValueError:
+        low, high = 0, -1
+    if not colon or low < 0 or (high is not None and high < low):
+        raise click.BadParameter(f"{text!r} is no range: 0x100:0x200, 4096:, :0x1000")
+    return low, high
 
 
 @click.command("records", epilog=_EPILOG)
@@ -51,7 +47,7 @@ class _Range(click.ParamType):
 @click.option(
     "--range",
     "span",
-    type=_Range(),
+    type=_range,
     default="0:",
     metavar="START:END",
     help="Only items with bytes in this range of offsets; reading stops at its end.",

@@ -7,6 +7,7 @@ wire marks one.
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from itertools import pairwise
 from typing import Final
 
 import numpy as np
@@ -41,7 +42,8 @@ class PageBitmap:
 
     def test(self, pages: _Indices) -> NDArray[np.bool_]:
         """Whether each of `pages` is in the set, bool (n,)."""
-        return (self._bits[pages >> 3] >> (pages & 7).astype(np.uint8)) & 1 != 0
+        bits: NDArray[np.uint8] = self._bits[pages >> 3] >> (pages & 7).astype(np.uint8)
+        return (bits & 1).view(np.bool_)
 
     def add(self, pages: _Indices) -> None:
         """Add pages, in any order."""
@@ -225,7 +227,7 @@ class RAMCoverage:
             starts = [0, *(s for s in starts if s)]
         edges = [*starts, len(key)]
         self._count(0, edges[0], kind, batch)
-        for begin, end in zip(edges, edges[1:], strict=False):
+        for begin, end in pairwise(edges):
             self.pass_count += 1
             if len(self.passes) < MAX_PASSES:
                 self.passes.append(Pass(int(batch.record_offset[begin])))

@@ -14,19 +14,30 @@ from numpy.typing import NDArray
 
 from vmstream.errors import UnsupportedError
 from vmstream.guest.coverage import PageBitmap
-from vmstream.stream.events import PageBatch, RAMBlock, Run
+from vmstream.stream.events import PageBatch, RAMBlock
 from vmstream.wire.constants import RAMSaveFlag
+from vmstream.wire.layout import page_stride
+
+_ZERO = int(RAMSaveFlag.ZERO)
+_ENCODED = int(RAMSaveFlag.XBZRLE | RAMSaveFlag.COMPRESS_PAGE)
+
+_Numbers = NDArray[np.int64]
 
 
 class PageSink(Protocol):
     """Where pages go; offsets in bytes."""
 
-    def write(self, offset: int, data: memoryview | bytes | NDArray[np.uint8]) -> None:
+    def write(self, offset: int, data: memoryview | bytes) -> None:
         """Write contiguous bytes."""
         ...
 
-    def write_rows(self, offset: int, rows: NDArray[np.uint8]) -> None:
-        """Write rows behind one another, uint8 (n, size)."""
+    def write_pages(
+        self, window: memoryview, positions: _Numbers, offsets: _Numbers, size: int, stride: int
+    ) -> None:
+        """Write pages of `size` bytes from `positions` in `window` to `offsets`, int64 (n,).
+
+        Most pages next to each other in the window stand `stride` bytes apart.
+        """
         ...
 
     def zero(self, offset: int, length: int) -> None:
@@ -36,7 +47,7 @@ class PageSink(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Placement:
-    """A stretch of a block and its place in a sink, bytes."""
+    """A stretch of a block and its place in a sink, bytes; starts and ends on a page."""
 
     block: int
     block_offset: int
@@ -63,8 +74,6 @@ class RAMImage:
         for place in placements:
             self._places[place.block].append(place)
         self._data = [PageBitmap(-(-b.used_length // page_size)) for b in blocks]
-        # Pages from here on were never written: most runs of zero pages need no look.
-        self._top = [0] * len(blocks)
 
     def add(self, batch: PageBatch) -> None:
         """Write one batch.
@@ -72,85 +81,99 @@ class RAMImage:
         Raises:
             UnsupportedError: A record of a kind that is not decoded here.
         """
-        fills = batch.fills()
-        filled = bool(fills.any())
-        seen = 0
-        for run in batch.runs():
-            if not self._places[run.block]:
-                pass
-            elif run.kind == RAMSaveFlag.PAGE:
-                self._write_pages(batch, run)
-            elif run.kind == RAMSaveFlag.ZERO:
-                if filled:
-                    self._write_fills(run, fills[seen : seen + run.count])
-                else:
-                    self._write_zeros(run)
-            else:
-                raise UnsupportedError(
-                    run.record_offset,
-                    f"{run.kind.name} page record: not decoded by this version",
-                    context=f"block {self._blocks[run.block].idstr!r}",
-                    advice="`vmstream inspect` counts them",
+        block = batch.block
+        first = int(block[0])
+        if first == int(block[-1]) and (block == first).all():
+            self._add(batch, first, None)
+            return
+        for index in np.unique(block).tolist():
+            self._add(batch, index, np.flatnonzero(block == index))
+
+    # Write the records of one block; `rows` are their places in the batch, `None` for all.
+    def _add(self, batch: PageBatch, block: int, rows: _Numbers | None) -> None:
+        if not self._places[block]:
+            return
+        if rows is None:
+            rows = np.arange(len(batch))
+        flags = batch.flags[rows]
+        if (flags & _ENCODED).any():
+            at = int(rows[np.argmax((flags & _ENCODED) != 0)])
+            kind = RAMSaveFlag(int(batch.flags[at]) & _ENCODED)
+            raise UnsupportedError(
+                int(batch.record_offset[at]),
+                f"{kind.name} page record: not decoded by this version",
+                context=f"block {self._blocks[block].idstr!r}",
+                advice="`vmstream inspect` counts them",
+            )
+        page = (batch.block_offset[rows] // np.uint64(self._page_size)).view(np.int64)
+        if not (np.diff(page) > 0).all():
+            # A page may come twice: only its last record counts, and then order does not.
+            page, last = np.unique(page[::-1], return_index=True)
+            rows = rows[len(rows) - 1 - last]
+            flags = batch.flags[rows]
+        end = (batch.record_offset[rows] + batch.size[rows]).view(np.int64) - batch.window_offset
+        filled = (flags & _ZERO) != 0
+        self._write_pages(batch, block, page[~filled], end[~filled] - self._page_size)
+        if filled.any():
+            fill = np.frombuffer(batch.window, np.uint8)[end[filled] - 1]
+            zero = fill == 0
+            self._write_zeros(block, page[filled][zero])
+            if not zero.all():
+                self._write_fills(block, page[filled][~zero], fill[~zero])
+
+    def _write_pages(
+        self, batch: PageBatch, block: int, page: _Numbers, position: _Numbers
+    ) -> None:
+        size, length = self._page_size, self._blocks[block].used_length
+        offset = page * size
+        rest = length % size
+        if rest and len(page) and int(page[-1]) == length // size:
+            # A block whose length is no multiple of the page size ends inside its last page.
+            at = int(position[-1])
+            self._write_part(block, int(offset[-1]), batch.window[at : at + rest])
+            self._data[block].add(page[-1:])
+            page, position, offset = page[:-1], position[:-1], offset[:-1]
+        for place in self._places[block]:
+            low, high = np.searchsorted(
+                offset, (place.block_offset, place.block_offset + place.length)
+            )
+            if low < high:
+                place.sink.write_pages(
+                    batch.window,
+                    position[low:high],
+                    offset[low:high] + (place.sink_offset - place.block_offset),
+                    size,
+                    page_stride(size),
                 )
-            if run.kind == RAMSaveFlag.ZERO:
-                seen += run.count
+        self._data[block].add(page)
 
-    def _write_pages(self, batch: PageBatch, run: Run) -> None:
-        size = self._page_size
-        rows: NDArray[np.uint8] = np.ndarray(
-            (run.count, size), np.uint8, batch.window, run.payload, (run.stride, 1)
-        )
-        self._write_rows(run, rows)
+    # Write bytes that lie within one placement.
+    def _write_part(self, block: int, offset: int, data: memoryview | bytes) -> None:
+        for place in self._places[block]:
+            if place.block_offset <= offset < place.block_offset + place.length:
+                place.sink.write(place.sink_offset + offset - place.block_offset, data)
 
-    def _write_rows(self, run: Run, rows: NDArray[np.uint8]) -> None:
-        size = self._page_size
-        end = run.block_offset + run.count * size
-        for place in self._places[run.block]:
-            begin = max(run.block_offset, place.block_offset)
-            stop = min(end, place.block_offset + place.length)
-            if begin >= stop:
-                continue
-            at = place.sink_offset + begin - place.block_offset
-            first = (begin - run.block_offset) // size
-            whole, rest = divmod(stop - begin, size)
-            place.sink.write_rows(at, rows[first : first + whole])
-            if rest:
-                # A block whose length is no multiple of the page size ends inside its last page.
-                place.sink.write(at + whole * size, rows[first + whole][:rest])
-        page = run.block_offset // size
-        self._data[run.block].add_range(page, page + run.count)
-        self._top[run.block] = max(self._top[run.block], page + run.count)
-
-    def _write_zeros(self, run: Run) -> None:
-        size = self._page_size
-        page = run.block_offset // size
-        stop = min(page + run.count, self._top[run.block])
-        if page >= stop:
+    # Only pages that have data are written over: the rest stay holes.
+    def _write_zeros(self, block: int, page: _Numbers) -> None:
+        page = page[self._data[block].test(page)]
+        if not len(page):
             return
-        data = self._data[run.block]
-        written = data.members(page, stop)
-        if not written.any():
-            return
-        # Only pages that have data: the rest stay holes.
-        edges = np.flatnonzero(np.diff(written, prepend=False, append=False)).reshape(-1, 2)
-        for begin, end in (edges + page).tolist():
-            for place in self._places[run.block]:
-                low = max(begin * size, place.block_offset)
-                high = min(end * size, place.block_offset + place.length)
+        size, length = self._page_size, self._blocks[block].used_length
+        cuts = np.flatnonzero(np.diff(page) != 1) + 1
+        for run in np.split(page, cuts):
+            begin, end = int(run[0]) * size, min(length, (int(run[-1]) + 1) * size)
+            for place in self._places[block]:
+                low = max(begin, place.block_offset)
+                high = min(end, place.block_offset + place.length)
                 if low < high:
                     place.sink.zero(place.sink_offset + low - place.block_offset, high - low)
-        data.discard_range(page, stop)
+            self._data[block].discard_range(int(run[0]), int(run[-1]) + 1)
 
-    # Fill bytes other than zero: written by 0.10 to 1.4 for any page of equal bytes
+    # Fill bytes other than zero: 0.10 to 1.4 sent any page of equal bytes like that
     # (QEMU v1.4.0 arch_init.c ram_save_block(), is_dup_page()).
-    def _write_fills(self, run: Run, fills: NDArray[np.uint8]) -> None:
-        size = self._page_size
-        edges = [0, *(np.flatnonzero(np.diff(fills)) + 1).tolist(), run.count]
-        for begin, end in zip(edges, edges[1:], strict=False):
-            part = run._replace(block_offset=run.block_offset + begin * size, count=end - begin)
-            value = int(fills[begin])
-            if value:
-                row = np.full((1, size), value, np.uint8)
-                self._write_rows(part, np.broadcast_to(row, (part.count, size)))
-            else:
-                self._write_zeros(part)
+    def _write_fills(self, block: int, page: _Numbers, fill: NDArray[np.uint8]) -> None:
+        size, length = self._page_size, self._blocks[block].used_length
+        for number, value in zip(page.tolist(), fill.tolist(), strict=True):
+            offset = number * size
+            self._write_part(block, offset, bytes([value]) * min(size, length - offset))
+        self._data[block].add(page)

@@ -181,9 +181,7 @@ def _family(evidence: Evidence) -> str:
     return "unknown"
 
 
-def _x86(
-    evidence: Evidence, family: str, ram: list[int], below_4g: int | None
-) -> PhysicalMap:
+def _x86(evidence: Evidence, family: str, ram: list[int], below_4g: int | None) -> PhysicalMap:
     blocks = evidence.blocks
     reasons: list[str] = []
     doubts: list[str] = []
@@ -194,8 +192,11 @@ def _x86(
     split, decided_by = ruled, "machine rule"
     told = f"the rule of machine family {family!r} puts {ruled:#x} bytes below 4 GiB"
     if below_4g is not None:
-        if below_4g > total or below_4g > _FOUR_GIB:
-            raise OutputError(f"--below-4g {below_4g:#x}: RAM has {total:#x} bytes")
+        if below_4g > total or below_4g > _FOUR_GIB or below_4g % _CMOS_UNIT:
+            raise OutputError(
+                f"--below-4g {below_4g:#x}: RAM has {total:#x} bytes; a multiple of 64 KiB up to "
+                "that and to 4 GiB"
+            )
         split, decided_by, told = below_4g, "user", f"--below-4g {below_4g:#x}"
     elif stated is not None:
         found = _split_of(stated, total)

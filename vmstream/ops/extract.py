@@ -137,10 +137,8 @@ class _Writer:
 
     def on(self, event: Event) -> None:
         if isinstance(event, PageBatch):
-            if self._image is None:
-                self.open(event.blocks, event.page_size)
-            assert self._image is not None
-            self._image.add(event)
+            image = self._image or self.open(event.blocks, event.page_size)
+            image.add(event)
         elif isinstance(event, RAMBlockList):
             self._check(event.blocks)
         elif isinstance(event, Command) and event.cmd == MigCmd.POSTCOPY_RAM_DISCARD:
@@ -155,9 +153,9 @@ class _Writer:
         if self._options.block is not None:
             find_block(blocks, self._options.block)
 
-    def open(self, blocks: tuple[RAMBlock, ...], page_size: int) -> None:
+    def open(self, blocks: tuple[RAMBlock, ...], page_size: int) -> RAMImage:
         """Open the outputs."""
-        options = self._options
+        options, output = self._options, self._options.output or Path()
         placements: list[Placement] = []
         if options.all_blocks is not None:
             make_directory(options.all_blocks)
@@ -167,18 +165,17 @@ class _Writer:
                 out = self._file(i, options.all_blocks / name, blocks[i].used_length)
                 placements.append(Placement(i, 0, blocks[i].used_length, out, 0))
         elif options.block is not None:
-            assert options.output is not None
             i = find_block(blocks, options.block)
-            out = self._file(i, options.output, blocks[i].used_length)
+            out = self._file(i, output, blocks[i].used_length)
             placements.append(Placement(i, 0, blocks[i].used_length, out, 0))
         else:
-            assert options.output is not None
             self.map = self._first_map(blocks)
-            out = self._file(None, options.output, self.map.size)
+            out = self._file(None, output, self.map.size)
             placements.extend(
                 Placement(r.block, r.block_offset, r.length, out, r.gpa) for r in self.map.regions
             )
         self._image = RAMImage(blocks, page_size, placements)
+        return self._image
 
     def _file(self, key: int | None, path: Path, size: int) -> OutputFile:
         out = self._stack.enter_context(OutputFile(path, force=self._options.force))
@@ -224,9 +221,7 @@ def moves(old: PhysicalMap, new: PhysicalMap) -> Iterator[tuple[int, int, int]]:
             if source.block != target.block:
                 continue
             low = max(source.block_offset, target.block_offset)
-            high = min(
-                source.block_offset + source.length, target.block_offset + target.length
-            )
+            high = min(source.block_offset + source.length, target.block_offset + target.length)
             if low < high:
                 yield (
                     source.gpa + low - source.block_offset,

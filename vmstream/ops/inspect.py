@@ -230,9 +230,7 @@ class Summary:
                     "no END of 'ram' and every page once: a background snapshot",
                 )
             else:
-                self._note(
-                    "warning", "no-end", section.start.offset, f"no END of section {name!r}"
-                )
+                self._note("warning", "no-end", section.start.offset, f"no END of section {name!r}")
         if any(missing.values()):
             self._note_missing(missing)
 
@@ -241,8 +239,7 @@ class Summary:
         if self.pages_elsewhere():
             self._note("warning", "pages-elsewhere", 0, self.pages_elsewhere())
         elif CAP_IGNORE_SHARED in self.capabilities and all(
-            n in (0, b.pages)
-            for b, n in zip(self.coverage_blocks(), missing.values(), strict=True)
+            n in (0, b.pages) for b, n in zip(self.coverage_blocks(), missing.values(), strict=True)
         ):
             self._note("info", "ignore-shared", 0, f"shared blocks without pages ({told})")
         elif any(b"virtio-mem" in s.start.idstr for s in self.sections):
@@ -291,7 +288,9 @@ class Summary:
         unended = any(a.code == "no-end" for a in self.findings.kept)
         return self.ended and self.findings.error is None and not unended
 
-    def report(self, source: Source, decoder: Decoder, *, quick: bool = False) -> models.InspectReport:
+    def report(
+        self, source: Source, decoder: Decoder, *, quick: bool = False
+    ) -> models.InspectReport:
         """Make the document."""
         config, described = self.configuration, self.vmdescription
         features = ["configuration"] if config else []
@@ -421,5 +420,3 @@ def inspect(
     if not code and not summary.complete:
         code = EXIT_FINDINGS
     return summary.report(source, decoder, quick=quick), code
-
-

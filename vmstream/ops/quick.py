@@ -77,8 +77,12 @@ def _find_tail(
         view, base, _ = source.window(begin, size - begin)
         data = memoryview(bytes(view[begin - base :]))
         for at in _candidates(data, live, footers):
-            if footers and live and not any(
-                at >= FOOTER_SIZE and has_footer(data, at - FOOTER_SIZE, i) for i in live
+            if (
+                footers
+                and live
+                and not any(
+                    at >= FOOTER_SIZE and has_footer(data, at - FOOTER_SIZE, i) for i in live
+                )
             ):
                 continue
             tail = Tail(data[at:], begin + at, footers, strict=True, live_ids=live)

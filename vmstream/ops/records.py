@@ -16,8 +16,8 @@ from vmstream.stream.events import (
     Event,
     FileHeader,
     Gap,
-    PageBatch,
     Padding,
+    PageBatch,
     Payload,
     RAMBlock,
     RAMBlockList,
@@ -118,12 +118,12 @@ def _runs(batch: PageBatch) -> Iterator[RecordReport]:
             RECORDS_SCHEMA,
             "pages",
             run.record_offset,
-            run.record_offset + run.count * run.stride,
+            run.record_offset + run.pages * run.stride,
             {
                 "kind": PAGE_KINDS[run.kind],
                 **_name("block", batch.blocks[run.block].idstr),
                 "block_offset": run.block_offset,
-                "count": run.count,
+                "count": run.pages,
                 "page_size": batch.page_size,
                 "record_size": run.stride,
             },
@@ -150,7 +150,10 @@ def _join(first: RecordReport, second: RecordReport) -> RecordReport | None:
 
 def _name(key: str, name: bytes) -> dict[str, object]:
     full = in_full(name)
-    return {key: readable(name)} | ({f"{key}_b64": full} if full is not None else {})
+    fields: dict[str, object] = {key: readable(name)}
+    if full is not None:
+        fields[f"{key}_b64"] = full
+    return fields
 
 
 def _block(block: RAMBlock) -> dict[str, object]:

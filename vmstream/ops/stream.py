@@ -80,7 +80,7 @@ class Stream:
     def _read_head(self) -> None:
         for event in self._events:
             if isinstance(event, Payload):
-                event = replace(event, data=memoryview(bytes(event.data)))  # noqa: PLW2901
+                event = replace(event, data=memoryview(bytes(event.data)))
             self._ahead.append(event)
             if isinstance(event, Configuration):
                 self.machine = readable(event.name)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Iterable
-from typing import IO
+from typing import IO, Any
 
 from rich.console import Console
 from rich.markup import escape
@@ -90,7 +90,9 @@ def render_inspect(
     _row(out, "features", printable(", ".join(report.features)) or "none")
     if report.commands:
         names = [c.name for c in report.commands]
-        counted = [f"{n} x{names.count(n)}" if names.count(n) > 1 else n for n in dict.fromkeys(names)]
+        counted = [
+            f"{n} x{names.count(n)}" if names.count(n) > 1 else n for n in dict.fromkeys(names)
+        ]
         _row(out, "commands", ", ".join(counted))
     _ram(out, report, long=passes)
     _sections(out, report, devices=devices, sections=sections)
@@ -132,7 +134,9 @@ def _ram(out: Console, report: InspectReport, *, long: bool) -> None:
     if report.pass_count < 2 and not long:
         return
     _row(out, "passes", f"{report.pass_count}, inferred from where the page order starts over")
-    table = _table("  pass", ">offset", ">normal", ">zero", ">xbzrle", ">compressed", ">on the wire")
+    table = _table(
+        "  pass", ">offset", ">normal", ">zero", ">xbzrle", ">compressed", ">on the wire"
+    )
     shown = report.passes if long else report.passes[:_PASSES_AT_A_GLANCE]
     for item in shown:
         table.add_row(
@@ -154,7 +158,15 @@ def _sections(out: Console, report: InspectReport, *, devices: bool, sections: b
     _row(out, "devices", f"{len(listed)} with {size_text(size)} of state, framed by: {framings}")
     if devices or sections:
         table = _table(
-            "  id", "type", "idstr", ">instance", ">version", ">offset", ">bytes", ">parts", "framing"
+            "  id",
+            "type",
+            "idstr",
+            ">instance",
+            ">version",
+            ">offset",
+            ">bytes",
+            ">parts",
+            "framing",
         )
         for s in report.sections if sections else listed:
             table.add_row(
@@ -196,7 +208,9 @@ def _end(out: Console, report: InspectReport) -> None:
     _row(out, "findings", str(report.anomaly_count))
     colours = {"error": "red", "warning": "yellow", "info": "blue"}
     for a in report.anomalies[:_FINDINGS_AT_A_GLANCE]:
-        out.print(f"  [{colours[a.severity]}]{a.severity}[/]: {printable(a.message)}", soft_wrap=True)
+        out.print(
+            f"  [{colours[a.severity]}]{a.severity}[/]: {printable(a.message)}", soft_wrap=True
+        )
     if report.anomaly_count > _FINDINGS_AT_A_GLANCE:
         out.print(f"  ... {report.anomaly_count - _FINDINGS_AT_A_GLANCE} more (--json)")
 
@@ -245,8 +259,7 @@ def record_line(item: RecordReport) -> str:
     elif item.type == "anomaly":
         said = f"{fields['severity']} {fields['code']}: {fields['message']}"
     elif item.type == "ram-blocks":
-        blocks = fields["blocks"]
-        assert isinstance(blocks, list)
+        blocks: Any = fields["blocks"]
         names = (f"{b['idstr']}={b['used_length']:#x}" for b in blocks)
         said = f"total={fields['total']:#x} {' '.join(names)}"
     else:

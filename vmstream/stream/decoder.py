@@ -187,7 +187,7 @@ class Decoder:
             if self._strict:
                 raise
             yield self._anomaly(error)
-        yield from self._drain("not read")
+        yield from self._drain("incomplete, or not readable")
 
     def _anomaly(self, error: StreamError) -> Anomaly:
         return Anomaly(error.offset, error.offset, "error", error.code, str(error), error)
@@ -395,9 +395,7 @@ class Decoder:
             if found or size:
                 # A stretch of the body; the bytes behind it may be part of a footer.
                 data = self._bytes()[:size]
-                yield Payload(
-                    *self._take(size), head.section_id, "footer-scan", data, final=found
-                )
+                yield Payload(*self._take(size), head.section_id, "footer-scan", data, final=found)
             if found:
                 self.footers = True
                 yield from self._footer(head)
@@ -590,7 +588,9 @@ class Decoder:
                 if left < size:
                     raise self._ends(context) from None
                 if size > 300 * MAX_RAM_BLOCKS:
-                    raise LimitError(self.offset, "RAM block list too long", context=context) from None
+                    raise LimitError(
+                        self.offset, "RAM block list too long", context=context
+                    ) from None
                 size *= 2
 
     def _probe(self, ram: RAMState) -> _Steps:
@@ -598,9 +598,5 @@ class Decoder:
         if not word & int(PAGE_KINDS):
             return
         yield from self._want(_PROBE_SIZE)
-        found = probe_page_size(
-            self._view, self.offset - self._base, set(ram.index), flat=ram.flat
-        )
+        found = probe_page_size(self._view, self.offset - self._base, set(ram.index), flat=ram.flat)
         self._decide_page_size(found or DEFAULT_PAGE_SIZE, "probe" if found else "default")
-
-

@@ -114,7 +114,7 @@ class Run(NamedTuple):
     kind: RAMSaveFlag
     block: int
     block_offset: int
-    count: int
+    pages: int
     record_offset: int
     payload: int
     stride: int
@@ -182,13 +182,16 @@ class PageBatch:
         at_first = (c[first] for c in (kind, self.block, self.block_offset, self.record_offset))
         k, b, o, r = (c.tolist() for c in at_first)
         s = self.size[first].tolist()
-        return list(map(Run, map(_KIND.__getitem__, k), b, o, count.tolist(), r, payload.tolist(), s))
+        return list(
+            map(Run, map(_KIND.__getitem__, k), b, o, count.tolist(), r, payload.tolist(), s)
+        )
 
     def fills(self) -> NDArray[np.uint8]:
         """Fill bytes of the ZERO records, in order, uint8 (number of ZERO records,)."""
         zero = (self.flags & int(RAMSaveFlag.ZERO)) != 0
         at = self.record_offset[zero] + self.size[zero] - np.uint64(1 + self.window_offset)
-        return np.frombuffer(self.window, np.uint8)[at.astype(np.int64)]
+        fills: NDArray[np.uint8] = np.frombuffer(self.window, np.uint8)[at.astype(np.int64)]
+        return fills
 
     def detach(self) -> PageBatch:
         """Return the same batch over an owned copy of its bytes."""

@@ -11,7 +11,6 @@ Measured with tests/bench/bench_scan.py; the reasons are in docs/architecture.md
 
 from __future__ import annotations
 
-import struct
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -103,7 +102,9 @@ class _Runs:
         self.block: list[int] = []
         self.total = 0
 
-    def add(self, start: int, count: int, stride: int, flags: int, payload: int, block: int) -> None:
+    def add(
+        self, start: int, count: int, stride: int, flags: int, payload: int, block: int
+    ) -> None:
         self.start.append(start)
         self.count.append(count)
         self.stride.append(stride)
@@ -247,9 +248,7 @@ def _run_length(
     found, chunk = 0, 4 * LONG_RUN
     while found < limit:
         n = min(chunk, limit - found)
-        heads: NDArray[np.uint64] = np.ndarray(
-            (n,), ">u8", view, pos + found * stride, (stride,)
-        )
+        heads: NDArray[np.uint64] = np.ndarray((n,), ">u8", view, pos + found * stride, (stride,))
         other = (heads & mask) != flags
         stop = int(np.argmax(other))
         if other[stop]:

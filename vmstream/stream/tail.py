@@ -243,7 +243,9 @@ class _Framer:
                 f"over {len(self.data) >> 20} MiB of device state without an end",
                 context=context,
             )
-        return TruncatedError(end, "the input ends", context=context, expected=f"{needed} more bytes")
+        return TruncatedError(
+            end, "the input ends", context=context, expected=f"{needed} more bytes"
+        )
 
     def _command(self) -> Command:
         begin = self.pos
@@ -378,7 +380,10 @@ class _Framer:
                 vmsd.load(bytes(self.data[begin + _FRAME.size : end]))
             except ValueError as exc:
                 raise FormatError(
-                    self._at(begin), "damaged vmdescription", context="vmdescription", found=str(exc)
+                    self._at(begin),
+                    "damaged vmdescription",
+                    context="vmdescription",
+                    found=str(exc),
                 ) from exc
 
     # What stands behind the end: padding is zeros.
@@ -393,7 +398,7 @@ class _Framer:
                     self._at(begin),
                     "warning",
                     "trailing",
-                    f"offset {self._at(begin):#x}: {end - begin} bytes behind the end of the stream",
+                    f"offset {self._at(begin):#x}: {end - begin} bytes behind the stream's end",
                 )
         if self.pos < end or self.tail.zeros:
             yield Padding(self._at(self.pos), self._at(end) + self.tail.zeros)

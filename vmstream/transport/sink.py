@@ -8,8 +8,9 @@ import hashlib
 import os
 import secrets
 import stat
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from pathlib import Path
+from typing import Self
 
 import numpy as np
 from numpy.typing import NDArray
@@ -48,7 +49,7 @@ class OutputFile:
         self._gather = np.empty(_GATHER, np.uint8)
         self._open = True
 
-    def __enter__(self) -> OutputFile:
+    def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *exc: object) -> None:
@@ -59,23 +60,58 @@ class OutputFile:
         with _named(self.path):
             os.ftruncate(self._fd, size)
 
-    def write(self, offset: int, data: memoryview | bytes | NDArray[np.uint8]) -> None:
+    def write(self, offset: int, data: memoryview | bytes) -> None:
         """Write contiguous bytes."""
         with _named(self.path):
             _write_all(self._fd, memoryview(data).cast("B"), offset)
 
-    def write_rows(self, offset: int, rows: NDArray[np.uint8]) -> None:
-        """Write rows behind one another: uint8 (n, size), contiguous within a row only."""
-        count, size = rows.shape
-        step = max(1, _GATHER // size)
-        for begin in range(0, count, step):
+    def write_pages(
+        self,
+        window: memoryview,
+        positions: NDArray[np.int64],
+        offsets: NDArray[np.int64],
+        size: int,
+        stride: int,
+    ) -> None:
+        """Write pages of `size` bytes.
+
+        Pages that follow each other in the file, and in the window at `stride`, are gathered and
+        written at once; a page alone is written from where it is.
+
+        Args:
+            window: Where the pages are.
+            positions: Of each page in `window`, int64 (n,).
+            offsets: Of each page in the file, int64 (n,), ascending.
+            size: Bytes of a page.
+            stride: Bytes from page to page in the window where they are next to each other.
+        """
+        if not len(positions):
+            return
+        fd, pwrite = self._fd, os.pwrite
+        apart = (np.diff(offsets) != size) | (np.diff(positions) != stride)
+        first = np.concatenate(([0], np.flatnonzero(apart) + 1))
+        counts = np.diff(first, append=len(positions)).tolist()
+        try:
+            for count, at, offset in zip(
+                counts, positions[first].tolist(), offsets[first].tolist(), strict=True
+            ):
+                if count == 1:
+                    if pwrite(fd, window[at : at + size], offset) != size:
+                        _write_all(fd, window[at : at + size], offset)
+                else:
+                    rows: NDArray[np.uint8] = np.ndarray(
+                        (count, size), np.uint8, window, at, (stride, 1)
+                    )
+                    self._write_rows(offset, rows)
+        except OSError as exc:
+            raise _with_path(exc, self.path) from exc
+
+    def _write_rows(self, offset: int, rows: NDArray[np.uint8]) -> None:
+        step = max(1, _GATHER // rows.shape[1])
+        for begin in range(0, len(rows), step):
             part = rows[begin : begin + step]
-            if len(part) == 1:
-                self.write(offset, part[0])
-            else:
-                whole = self._gather[: part.size].reshape(part.shape)
-                np.copyto(whole, part)
-                self.write(offset, whole)
+            np.copyto(self._gather[: part.size].reshape(part.shape), part)
+            _write_all(self._fd, self._gather.data[: part.size], offset)
             offset += part.size
 
     def zero(self, offset: int, length: int) -> None:
@@ -195,11 +231,15 @@ def safe_names(names: Iterable[bytes], suffix: str) -> list[str]:
 
 # Put the path into errors of calls that have only a descriptor.
 @contextlib.contextmanager
-def _named(path: Path):  # type: ignore[no-untyped-def]
+def _named(path: Path) -> Iterator[None]:
     try:
         yield
     except OSError as exc:
-        raise type(exc)(exc.errno, exc.strerror, str(path)) from exc
+        raise _with_path(exc, path) from exc
+
+
+def _with_path(exc: OSError, path: Path) -> OSError:
+    return OSError(exc.errno, exc.strerror, str(path))
 
 
 def _write_all(fd: int, data: memoryview, offset: int) -> None:

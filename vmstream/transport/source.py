@@ -27,17 +27,22 @@ Window = tuple[memoryview, int, bool]
 
 
 class Source(Protocol):
-    """An input, as the decoder's driver wants it.
+    """An input, as the decoder's driver wants it."""
 
-    Attributes:
-        name: For messages.
-        size: Bytes, `None` while it is not known.
-        seekable: Windows may be asked for in any order.
-    """
+    @property
+    def name(self) -> str:
+        """For messages."""
+        ...
 
-    name: str
-    size: int | None
-    seekable: bool
+    @property
+    def size(self) -> int | None:
+        """Bytes, `None` while it is not known."""
+        ...
+
+    @property
+    def seekable(self) -> bool:
+        """Windows may be asked for in any order."""
+        ...
 
     def window(self, offset: int, need: int) -> Window:
         """Return (view, offset of its first byte, whether the input ends with it).

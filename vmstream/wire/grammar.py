@@ -128,4 +128,3 @@ XBZRLE_PAYLOAD = Struct(
 # QEMU v8.2.7 migration/qemu-file.c qemu_put_compression_data().
 COMPRESS_PAGE_HEAD = Struct("length" / Int32ub)
 COMPRESS_PAGE_PAYLOAD = Prefixed(Int32ub, GreedyBytes)
-

@@ -74,6 +74,7 @@ def run_pattern(page_size: int, longest: int, modifiers: int) -> re.Pattern[byte
         longest: Most records in one match. It bounds what the engine keeps to back off.
         modifiers: Flags beside the kind: CONTINUE, or none in RAM section version 3.
     """
+
     # The flags are the low ten bits of the head, so they are the whole last byte and part of the
     # byte before it; what else that byte may hold are block offset bits of this page size.
     def head(kind: RAMSaveFlag) -> bytes:

@@ -165,9 +165,7 @@ def configuration(data: Buffer, offset: int) -> tuple[ConfigurationValues, int]:
 
 def section_head(data: Buffer, offset: int) -> tuple[SectionHead, int]:
     """Parse the head of a START or FULL section."""
-    found, size = _run(
-        grammar.SECTION_HEAD, data[:LONGEST_SECTION_HEAD], offset, "section header"
-    )
+    found, size = _run(grammar.SECTION_HEAD, data[:LONGEST_SECTION_HEAD], offset, "section header")
     if not found.idstr:
         raise FormatError(offset + 5, "section without a name", context="section header")
     head = SectionHead(
@@ -255,9 +253,7 @@ def ram_block_list(
                     or (size is not None and (size < 1024 or size & (size - 1)))
                 ):
                     continue
-                entry = BlockEntry(
-                    found.idstr, found.used_length, size, found.gpa, found.ignored
-                )
+                entry = BlockEntry(found.idstr, found.used_length, size, found.gpa, found.ignored)
                 states.append((pos + used, left - found.used_length, (*blocks, entry)))
     if short > len(data):
         raise Short(short)

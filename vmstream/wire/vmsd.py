@@ -86,9 +86,8 @@ def may_lie(vmsd: Mapping[str, Any]) -> bool:
     """
     for f in _list(vmsd.get("fields", [])):
         inner = f.get("struct")
-        if isinstance(inner, dict):
-            if f.get("size") == 1 or "array_len" in f or may_lie(inner):
-                return True
+        if isinstance(inner, dict) and (f.get("size") == 1 or "array_len" in f or may_lie(inner)):
+            return True
     return any(may_lie(sub) for sub in _list(vmsd.get("subsections", [])))
 
 

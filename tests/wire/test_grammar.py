@@ -1,0 +1,220 @@
+"""Each grammar against bytes typed in with struct.pack: parse, build and size agree."""
+
+from __future__ import annotations
+
+import struct
+from typing import Any
+
+import construct
+import pytest
+
+from vmstream.wire import grammar
+
+CAPABILITIES = grammar.CONFIGURATION_SUBSECTIONS[b"configuration/capabilities"]
+PAGE_BITS = grammar.CONFIGURATION_SUBSECTIONS[b"configuration/target-page-bits"]
+UUID = grammar.CONFIGURATION_SUBSECTIONS[b"configuration/uuid"]
+
+
+def plain(value: Any) -> Any:
+    """What Construct parsed, without its own keys."""
+    if isinstance(value, dict):
+        return {k: plain(v) for k, v in value.items() if not k.startswith("_")}
+    if isinstance(value, list):
+        return [plain(v) for v in value]
+    return value
+
+
+def agree(shape: construct.Construct, value: Any, raw: bytes, *, fixed: bool, **params: Any) -> None:
+    """`raw` parses to `value`, which builds to `raw`, and a fixed size is that of `raw`."""
+    stream = construct.io.BytesIO(raw + b"\xa5" * 3)
+    assert plain(shape.parse_stream(stream, **params)) == value
+    assert stream.tell() == len(raw)
+    assert shape.build(value, **params) == raw
+    if fixed:
+        assert shape.sizeof(**params) == len(raw)
+    else:
+        with pytest.raises(construct.SizeofError):
+            shape.sizeof(**params)
+
+
+FIXED = {
+    "FILE_HEADER": (
+        grammar.FILE_HEADER,
+        {"magic": b"QEVM", "version": 3},
+        struct.pack(">4sI", b"QEVM", 3),
+    ),
+    "target-page-bits": (PAGE_BITS, {"target_page_bits": 16}, struct.pack(">I", 16)),
+    "uuid": (UUID, {"uuid": bytes(range(16))}, bytes(range(16))),
+    "SECTION_PART_HEAD": (
+        grammar.SECTION_PART_HEAD,
+        {"section_type": 2, "section_id": 0x01020304},
+        struct.pack(">BI", 2, 0x01020304),
+    ),
+    "SECTION_FOOTER": (
+        grammar.SECTION_FOOTER,
+        {"section_type": 0x7E, "section_id": 0xFFFFFFFE},
+        struct.pack(">BI", 0x7E, 0xFFFFFFFE),
+    ),
+    "COMMAND_PING": (grammar.COMMAND_PING, {"value": 3}, struct.pack(">I", 3)),
+    "COMMAND_POSTCOPY_ADVISE": (
+        grammar.COMMAND_POSTCOPY_ADVISE,
+        {"page_sizes": 0x201000, "target_page_size": 0x1000},
+        struct.pack(">QQ", 0x201000, 0x1000),
+    ),
+    "COMMAND_PACKAGED": (grammar.COMMAND_PACKAGED, {"length": 1 << 24}, struct.pack(">I", 1 << 24)),
+    "VMDESCRIPTION_HEAD": (
+        grammar.VMDESCRIPTION_HEAD,
+        {"section_type": 6, "length": 0x067B},
+        struct.pack(">BI", 6, 0x067B),
+    ),
+    "RAM_WORD": (grammar.RAM_WORD, {"head": 0x10082004}, struct.pack(">Q", 0x10082004)),
+    "ZERO_RECORD": (
+        grammar.ZERO_RECORD,
+        {"head": 0x1022, "fill": 0x5A},
+        struct.pack(">QB", 0x1022, 0x5A),
+    ),
+    "page_record": (
+        grammar.page_record(1024),
+        {"head": 0x428, "page": b"\x11" * 1024},
+        struct.pack(">Q1024s", 0x428, b"\x11" * 1024),
+    ),
+    "XBZRLE_HEAD": (
+        grammar.XBZRLE_HEAD,
+        {"encoding": 1, "length": 0x0203},
+        struct.pack(">BH", 1, 0x0203),
+    ),
+    "COMPRESS_PAGE_HEAD": (grammar.COMPRESS_PAGE_HEAD, {"length": 77}, struct.pack(">I", 77)),
+}
+
+
+@pytest.mark.parametrize("name", FIXED)
+def test_fixed(name: str) -> None:
+    shape, value, raw = FIXED[name]
+    agree(shape, value, raw, fixed=True)
+
+
+VARIABLE = {
+    "COUNTED_STRING": (grammar.COUNTED_STRING, b"pc.ram", struct.pack(">B6s", 6, b"pc.ram")),
+    "COUNTED_STRING empty": (grammar.COUNTED_STRING, b"", b"\0"),
+    "COUNTED_STRING longest": (grammar.COUNTED_STRING, b"\xff" * 255, b"\xff" * 256),
+    "CONFIGURATION": (
+        grammar.CONFIGURATION,
+        {"section_type": 7, "name": b"pc-i440fx-10.0"},
+        struct.pack(">BI14s", 7, 14, b"pc-i440fx-10.0"),
+    ),
+    "SUBSECTION_HEAD": (
+        grammar.SUBSECTION_HEAD,
+        {"section_type": 5, "name": b"configuration/uuid", "version_id": 1},
+        struct.pack(">BB18sI", 5, 18, b"configuration/uuid", 1),
+    ),
+    "capabilities": (
+        CAPABILITIES,
+        {"capabilities": [b"x-ignore-shared", b"mapped-ram"]},
+        struct.pack(">IB15sB10s", 2, 15, b"x-ignore-shared", 10, b"mapped-ram"),
+    ),
+    "SECTION_HEAD": (
+        grammar.SECTION_HEAD,
+        {
+            "section_type": 4,
+            "section_id": 0x01020304,
+            "idstr": b"timer",
+            "instance_id": 0x05060708,
+            "version_id": 0x090A0B0C,
+        },
+        struct.pack(">BIB5sII", 4, 0x01020304, 5, b"timer", 0x05060708, 0x090A0B0C),
+    ),
+    "COMMAND": (
+        grammar.COMMAND,
+        {"section_type": 8, "cmd": 0x0102, "data": b"abc"},
+        struct.pack(">BHH3s", 8, 0x0102, 3, b"abc"),
+    ),
+    "COMMAND_RAM_DISCARD": (
+        grammar.COMMAND_RAM_DISCARD,
+        {
+            "version": 0,
+            "idstr": b"pc.ram",
+            "nil": 0,
+            "ranges": [{"start": 0x1000, "length": 0x2000}, {"start": 0x8000, "length": 0x1000}],
+        },
+        struct.pack(">BB6sBQQQQ", 0, 6, b"pc.ram", 0, 0x1000, 0x2000, 0x8000, 0x1000),
+    ),
+    "VMDESCRIPTION": (
+        grammar.VMDESCRIPTION,
+        {"section_type": 6, "json": b'{"devices": []}'},
+        struct.pack(">BI15s", 6, 15, b'{"devices": []}'),
+    ),
+    "XBZRLE_PAYLOAD": (
+        grammar.XBZRLE_PAYLOAD,
+        {"encoding": 1, "length": 4, "data": b"\0\2AB"},
+        struct.pack(">BH4s", 1, 4, b"\0\2AB"),
+    ),
+    "COMPRESS_PAGE_PAYLOAD": (
+        grammar.COMPRESS_PAGE_PAYLOAD,
+        b"\x78\x9c....",
+        struct.pack(">I6s", 6, b"\x78\x9c...."),
+    ),
+}
+
+
+@pytest.mark.parametrize("name", VARIABLE)
+def test_variable(name: str) -> None:
+    shape, value, raw = VARIABLE[name]
+    # GreedyRange takes all there is, as the data of a command ends where its length says.
+    if name == "COMMAND_RAM_DISCARD":
+        assert plain(shape.parse(raw)) == value
+        assert shape.build(value) == raw
+        return
+    agree(shape, value, raw, fixed=False)
+
+
+RAM_BLOCKS = [
+    ({}, struct.pack(">B6sQ", 6, b"pc.ram", 1 << 28)),
+    ({"host_page_size": 1 << 21}, struct.pack(">B6sQQ", 6, b"pc.ram", 1 << 28, 1 << 21)),
+    ({"gpa": 0xFFFC0000}, struct.pack(">B6sQQ", 6, b"pc.ram", 1 << 28, 0xFFFC0000)),
+    (
+        {"gpa": 0xFFFC0000, "ignored": 1},
+        struct.pack(">B6sQQB", 6, b"pc.ram", 1 << 28, 0xFFFC0000, 1),
+    ),
+    (
+        {"host_page_size": 1 << 30, "gpa": 0, "ignored": 0},
+        struct.pack(">B6sQQQB", 6, b"pc.ram", 1 << 28, 1 << 30, 0, 0),
+    ),
+]
+
+
+@pytest.mark.parametrize(("optional", "raw"), RAM_BLOCKS)
+def test_ram_block(optional: dict[str, int], raw: bytes) -> None:
+    value = {
+        "idstr": b"pc.ram",
+        "used_length": 1 << 28,
+        **{key: optional.get(key) for key in ("host_page_size", "gpa", "ignored")},
+    }
+    params = {key: key in optional for key in ("host_page_size", "gpa", "ignored")}
+    agree(grammar.RAM_BLOCK, value, raw, fixed=False, **params)
+
+
+@pytest.mark.parametrize("page_size", [1024, 4096, 65536])
+def test_page_record_is_made_once_per_page_size(page_size: int) -> None:
+    record = grammar.page_record(page_size)
+    assert record.sizeof() == 8 + page_size
+    assert grammar.page_record(page_size) is record
+
+
+def test_xbzrle_payload_computes_its_length() -> None:
+    assert grammar.XBZRLE_PAYLOAD.build({"encoding": 1, "data": b"\0\1x"}) == b"\1\0\3\0\1x"
+
+
+@pytest.mark.parametrize(
+    ("shape", "raw"),
+    [
+        (grammar.FILE_HEADER, b"QEVN\0\0\0\3"),
+        (grammar.CONFIGURATION, b"\6\0\0\0\1x"),
+        (grammar.SUBSECTION_HEAD, b"\4\1x\0\0\0\1"),
+        (grammar.COMMAND, b"\7\0\1\0\0"),
+        (grammar.VMDESCRIPTION, b"\5\0\0\0\2{}"),
+        (grammar.COMMAND_RAM_DISCARD, b"\0\1x\1"),
+    ],
+)
+def test_a_wrong_constant_is_an_error(shape: construct.Construct, raw: bytes) -> None:
+    with pytest.raises(construct.ConstError):
+        shape.parse(raw)
