@@ -50,6 +50,17 @@ class _Commands(click.Group):
         command: click.Command = getattr(importlib.import_module(module), attribute)
         return command
 
+    def invoke(self, ctx: click.Context) -> object:
+        # click turns a closed pipe into status 1 by itself, so it is caught before.
+        try:
+            status = super().invoke(ctx)
+            sys.stdout.flush()
+        except BrokenPipeError:
+            # Keep the interpreter from telling of it when it flushes at exit.
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            return _CLOSED_PIPE
+        return status
+
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         with formatter.section("Commands"):
             formatter.write_dl([(name, text) for name, (_, _, text) in _COMMANDS.items()])
@@ -67,7 +78,6 @@ def main(args: list[str] | None = None) -> int:
     """Run the command line and return the exit status."""
     try:
         status = cli.main(args, prog_name="vmstream", standalone_mode=False)
-        sys.stdout.flush()
     except click.exceptions.Exit as exc:
         return exc.exit_code
     except click.Abort:
@@ -75,10 +85,6 @@ def main(args: list[str] | None = None) -> int:
     except click.ClickException as exc:
         exc.show()
         return exc.exit_code
-    except BrokenPipeError:
-        # Nobody reads on. Keep the interpreter from telling of it when it flushes at exit.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return _CLOSED_PIPE
     except VmstreamError as exc:
         _tell(str(exc))
         return exc.exit_code

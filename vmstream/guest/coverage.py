@@ -80,7 +80,11 @@ class PageBitmap:
 
     def count(self) -> int:
         """Return the number of pages in the set."""
-        return int(np.bitwise_count(self._bits).sum(dtype=np.int64))
+        step = 1 << 20
+        return sum(
+            int(np.bitwise_count(self._bits[at : at + step]).sum(dtype=np.int64))
+            for at in range(0, len(self._bits), step)
+        )
 
     def _range(self, first: int, stop: int, value: bool) -> None:
         if first >= stop:

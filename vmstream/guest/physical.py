@@ -52,7 +52,7 @@ class PhysicalMap:
     Attributes:
         regions: By address, not overlapping.
         below_4g: Bytes of RAM below 4 GiB, `None` where the machine has no such split.
-        decided_by: 'user', 'cmos', 'machine rule' or 'only block'.
+        decided_by: 'user', 'cmos' or 'machine rule'; 'not decided' before the end of a pipe.
         reasons: How it was decided, a sentence each.
         doubts: What speaks against it or was left out, a sentence each.
     """

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator
 from dataclasses import replace
+from itertools import islice
 from typing import Self
 
 from vmstream.ops.pipeline import events
@@ -21,6 +22,9 @@ from vmstream.stream.events import (
 )
 from vmstream.transport.source import OpenSource
 from vmstream.wire.constants import RAMSaveFlag
+
+# Events that are read ahead to find the head of a stream.
+_LONGEST_HEAD = 1000
 
 
 class Stream:
@@ -75,10 +79,10 @@ class Stream:
         """Close the input."""
         self._opened.source.close()
 
-    # Everything up to the first page: small, and kept to be handed out again. Only the last
-    # event may still borrow from the window, as no other was asked for behind it.
+    # Everything up to the first page: kept to be handed out again. Only the last event may
+    # still borrow from the window, as no other was asked for behind it.
     def _read_head(self) -> None:
-        for event in self._events:
+        for event in islice(self._events, _LONGEST_HEAD):
             if isinstance(event, Payload):
                 event = replace(event, data=memoryview(bytes(event.data)))
             self._ahead.append(event)

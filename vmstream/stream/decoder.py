@@ -58,6 +58,7 @@ from vmstream.wire.constants import (
     DEFAULT_PAGE_SIZE,
     MAX_CONFIGURATION,
     MAX_DEVICE_TAIL,
+    MAX_RAM,
     MAX_RAM_BLOCKS,
     PAGE_KINDS,
     RAM_FLAG_MASK,
@@ -427,21 +428,32 @@ class Decoder:
         held = bytearray()
         zeros = 0
         base = self.offset
-        while len(held) < MAX_DEVICE_TAIL and (yield from self._want(1)):
+        whole = True
+        while (yield from self._want(1)):
             chunk = bytes(self._bytes())
             solid = chunk.rstrip(b"\0")
             if solid:
-                held += bytes(zeros) if zeros < MAX_DEVICE_TAIL else b""
-                held += solid
+                if len(held) + zeros + len(solid) > MAX_DEVICE_TAIL:
+                    whole = False
+                    break
+                held += bytes(zeros) + solid
                 zeros = 0
             zeros += len(chunk) - len(solid)
             self._take(len(chunk))
         kept = min(zeros, _KEPT_ZEROS)
         held += bytes(kept)
         self.offset = base
-        at_end = self._at_end and self._base + len(self._view) == base + len(held) + zeros - kept
-        yield from self._tail(held, packaged=False, zeros=zeros - kept, at_end=at_end)
+        yield from self._tail(held, packaged=False, zeros=zeros - kept, at_end=whole)
+        begin = self.offset
         yield from self._drain("behind the end of the stream")
+        if self.offset > begin:
+            yield Anomaly(
+                begin,
+                begin,
+                "warning",
+                "trailing",
+                f"offset {begin:#x}: {self.offset - begin} bytes behind the stream's end",
+            )
 
     def _tail(
         self, held: bytes | bytearray, *, packaged: bool, zeros: int, at_end: bool = True
@@ -567,6 +579,13 @@ class Decoder:
             entries, used = yield from self._entries(total, context)
             blocks = tuple(
                 RAMBlock(e.idstr, e.used_length, e.host_page_size, e.gpa) for e in entries
+            )
+        if sum(b.used_length for b in blocks) > MAX_RAM:
+            raise LimitError(
+                self.offset,
+                f"RAM of {total:#x} bytes",
+                context=context,
+                expected=f"at most {MAX_RAM:#x}",
             )
         self._ram = RAMState(blocks, flat=head.version_id == 3, context=context)
         yield RAMBlockList(*self._take(RAM_WORD_SIZE + used), total, blocks)

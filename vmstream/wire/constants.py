@@ -9,6 +9,20 @@ QEMU_VM_FILE_MAGIC = b"QEVM"
 QEMU_VM_FILE_VERSION = 3  # since 0.10; 2 is refused since 0.12
 
 
+# What a file may be instead, by its first bytes, and how to get at the stream.
+FOREIGN_MAGICS: dict[bytes, tuple[str, str]] = {
+    b"LibvirtQ": ("a libvirt save image", "containers are not read by this version"),
+    b"QFI\xfb": ("a qcow2 image", "containers are not read by this version"),
+    b"\x1f\x8b": ("gzip data", "gzip -dc FILE | vmstream inspect -"),
+    b"\x28\xb5\x2f\xfd": ("zstd data", "zstd -dc FILE | vmstream inspect -"),
+    b"\xfd7zXZ\x00": ("xz data", "xz -dc FILE | vmstream inspect -"),
+    b"BZh": ("bzip2 data", "bzip2 -dc FILE | vmstream inspect -"),
+    b"\x04\x22\x4d\x18": ("lz4 data", "lz4 -dc FILE | vmstream inspect -"),
+    b"\x89LZO": ("lzop data", "lzop -dc FILE | vmstream inspect -"),
+    b"\x11\x22\x33\x44": ("a multifd channel", "multifd is not read by this version"),
+}
+
+
 class SectionType(IntEnum):
     """First byte of an item. QEMU v10.1.0 migration/savevm.h."""
 
@@ -75,6 +89,7 @@ CAP_MAPPED_RAM = b"mapped-ram"
 
 # Bounds of our own: what a stream may make us hold. QEMU sets none of them.
 MAX_RAM_BLOCKS = 4096
+MAX_RAM = 1 << 44  # bytes a block list may state: each page takes a few bits
 MAX_CONFIGURATION = 64 << 10
 MAX_DEVICE_TAIL = 256 << 20
 MAX_VMDESCRIPTION = 64 << 20

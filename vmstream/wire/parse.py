@@ -12,9 +12,10 @@ from typing import Any
 
 import construct
 
-from vmstream.errors import FormatError, IntegrityError, LimitError
+from vmstream.errors import FormatError, IntegrityError, LimitError, UnsupportedError
 from vmstream.wire import grammar
 from vmstream.wire.constants import (
+    FOREIGN_MAGICS,
     MAX_CONFIGURATION,
     MAX_RAM_BLOCKS,
     QEMU_VM_FILE_MAGIC,
@@ -89,7 +90,11 @@ def file_header(data: Buffer) -> int:
 
     Raises:
         FormatError: This is no migration stream, or one of a version QEMU does not load.
+        UnsupportedError: It is something that holds a stream.
     """
+    for magic, (what, advice) in FOREIGN_MAGICS.items():
+        if bytes(data[: len(magic)]) == magic:
+            raise UnsupportedError(0, f"{what}, not a bare migration stream", advice=advice)
     magic = bytes(data[:4])
     if magic != QEMU_VM_FILE_MAGIC[: len(magic)]:
         raise FormatError(

@@ -42,10 +42,17 @@ class VMDescriptionLayout:
     devices: tuple[DeviceLayout, ...]
 
 
-def _count(value: object) -> int:
-    if not isinstance(value, int) or isinstance(value, bool) or not 0 <= value < 1 << 48:
-        raise ValueError(f"no size: {value!r}")
+def _integer(value: object) -> int:
+    if not isinstance(value, int) or isinstance(value, bool) or abs(value) >= 1 << 64:
+        raise ValueError("not an integer of 64 bits")
     return value
+
+
+def _count(value: object) -> int:
+    number = _integer(value)
+    if not 0 <= number < 1 << 48:
+        raise ValueError(f"no size: {number}")
+    return number
 
 
 def _list(value: object) -> list[Any]:
@@ -84,11 +91,17 @@ def may_lie(vmsd: Mapping[str, Any]) -> bool:
     element 0 stand for all of a compressed array (QEMU v8.2.7 migration/vmstate.c
     vmstate_save_state_v(); fixed in 10.0 by `nullptr` entries).
     """
-    for f in _list(vmsd.get("fields", [])):
-        inner = f.get("struct")
-        if isinstance(inner, dict) and (f.get("size") == 1 or "array_len" in f or may_lie(inner)):
-            return True
-    return any(may_lie(sub) for sub in _list(vmsd.get("subsections", [])))
+    waiting = [vmsd]
+    while waiting:
+        here = waiting.pop()
+        for f in _list(here.get("fields", [])):
+            inner = f.get("struct")
+            if isinstance(inner, dict):
+                if f.get("size") == 1 or "array_len" in f:
+                    return True
+                waiting.append(inner)
+        waiting.extend(_list(here.get("subsections", [])))
+    return False
 
 
 def load(text: bytes) -> VMDescriptionLayout:
@@ -105,7 +118,7 @@ def load(text: bytes) -> VMDescriptionLayout:
             DeviceLayout(
                 idstr=str(d["name"]).encode("utf-8", "surrogateescape"),
                 # QEMU prints it signed in some releases.
-                instance_id=int(d["instance_id"]) & 0xFFFFFFFF,
+                instance_id=_integer(d["instance_id"]) & 0xFFFFFFFF,
                 size=body_size(d),
                 description=d,
             )

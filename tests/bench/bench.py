@@ -1,0 +1,218 @@
+"""Benchmarks: every figure as a ratio against something in the same run.
+
+    python -m tests.bench.bench [--size MIB] [--runs N] [--stream FILE] [--pipe-gib N] [--dir DIR]
+
+Makes its streams in DIR (a temporary directory), reads each once to warm the page cache, and
+prints a table: the median of the runs, and the ratio to the command or loop named beside it.
+`--stream` adds a real capture of yours. `--pipe-gib 64` is the memory run of the README.
+"""
+
+from __future__ import annotations
+
+import argparse
+import mmap
+import os
+import shutil
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+
+from tests.bench import streams
+from vmstream.ops.inspect import inspect
+from vmstream.ops.pipeline import events
+from vmstream.stream.decoder import Decoder
+from vmstream.stream.events import PageBatch
+from vmstream.transport.source import OpenSource
+
+ROOT = Path(__file__).parent.parent.parent
+VMSTREAM = [sys.executable, "-m", "vmstream"]
+
+
+def median(action: Callable[[], object], runs: int) -> float:
+    """Median wall time of an action, seconds."""
+    times = []
+    for _ in range(runs):
+        begin = time.perf_counter()
+        action()
+        times.append(time.perf_counter() - begin)
+    return statistics.median(times)
+
+
+def row(name: str, figure: str, against: str = "") -> None:
+    """Print a line of the table."""
+    print(f"{name:<44} {figure:<28} {against}", flush=True)
+
+
+def touch(path: Path) -> None:
+    """Read one byte of every page of a mapped file: what any walk over mapped pages pays."""
+    with path.open("rb") as file, mmap.mmap(file.fileno(), 0, prot=mmap.PROT_READ) as mapping:
+        view = np.frombuffer(mapping, np.uint8)
+        view[:: mmap.PAGESIZE].sum()
+        del view
+
+
+def count(path: Path) -> int:
+    """Walk a stream; return the number of page records."""
+    with OpenSource(path) as source:
+        return sum(len(e) for e in events(source, Decoder()) if isinstance(e, PageBatch))
+
+
+def read_all(path: Path) -> None:
+    """Read the file through one buffer of 1 MiB, as cat does."""
+    buffer = memoryview(bytearray(1 << 20))
+    with path.open("rb", buffering=0) as file:
+        while file.readinto(buffer):
+            pass
+
+
+def bench_inspect(name: str, path: Path, runs: int) -> None:
+    """Time per page record, against the page cache alone."""
+    records = count(path)
+
+    def whole() -> None:
+        with OpenSource(path) as source:
+            inspect(source)
+
+    per_record = {
+        "decode": median(lambda: count(path), runs) / records,
+        "inspect": median(whole, runs) / records,
+        "touch": median(lambda: touch(path), runs) / records,
+        "read": median(lambda: read_all(path), runs) / records,
+    }
+    us = {k: v * 1e6 for k, v in per_record.items()}
+    row(
+        f"inspect, {name}, {records:,} records",
+        f"{us['inspect']:.3f} us a record",
+        f"{us['inspect'] / us['read']:.2f} x reading the file ({us['read']:.3f} us), "
+        f"{us['inspect'] / us['touch']:.2f} x touching its pages ({us['touch']:.3f} us), "
+        f"decoder alone {us['decode']:.3f} us",
+    )
+
+
+def run(*command: str | Path, stdin: int | None = None) -> None:
+    """Run a command; its output is of no interest."""
+    subprocess.run(
+        [str(c) for c in command],
+        check=True,
+        stdin=stdin,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+        cwd=ROOT,
+    )
+
+
+def bench_extract(path: Path, work: Path, runs: int) -> None:
+    """extract-ram against dd, in turn."""
+    image, copy = work / "ram.raw", work / "copy"
+    ours, theirs = [], []
+    for _ in range(runs):
+        for target, times, command in (
+            (copy, theirs, ["dd", "bs=1M", f"if={path}", f"of={copy}"]),
+            (image, ours, [*VMSTREAM, "extract-ram", path, "-o", image]),
+        ):
+            os.sync()
+            begin = time.perf_counter()
+            run(*command)
+            times.append(time.perf_counter() - begin)
+            target.unlink()
+    mine, dd = statistics.median(ours), statistics.median(theirs)
+    row("extract-ram, start-up included", f"{mine:.2f} s", f"{mine / dd:.2f} x dd bs=1M ({dd:.2f} s)")
+
+
+def bench_pipe(path: Path, runs: int) -> None:
+    """Inspect from a pipe, against a pipe into nothing."""
+
+    def piped(*reader: str) -> None:
+        with subprocess.Popen(["cat", str(path)], stdout=subprocess.PIPE, cwd=ROOT) as cat:
+            assert cat.stdout is not None
+            run(*reader, stdin=cat.stdout.fileno())
+
+    ours = median(lambda: piped(*VMSTREAM, "inspect", "-"), runs)
+    theirs = median(lambda: piped("cat"), runs)
+    size = path.stat().st_size
+    row(
+        "inspect from a pipe, start-up included",
+        f"{size / ours / 1e9:.2f} GB/s",
+        f"{ours / theirs:.2f} x cat | cat ({size / theirs / 1e9:.2f} GB/s)",
+    )
+
+
+def bench_memory(gib: int) -> None:
+    """Peak memory of inspect on a long pipe."""
+    writer = subprocess.Popen(
+        [sys.executable, "-m", "tests.bench.streams", str(gib)], stdout=subprocess.PIPE, cwd=ROOT
+    )
+    assert writer.stdout is not None
+    begin = time.perf_counter()
+    reader = subprocess.Popen(
+        [*VMSTREAM, "inspect", "-"], stdin=writer.stdout, stdout=subprocess.DEVNULL, cwd=ROOT
+    )
+    writer.stdout.close()
+    _, status, usage = os.wait4(reader.pid, 0)
+    took = time.perf_counter() - begin
+    writer.wait()
+    row(
+        f"inspect, {gib} GiB through a pipe",
+        f"{usage.ru_maxrss / 1024:.0f} MiB at the peak",
+        f"{gib * 1.001953 * 1.073742 / took:.2f} GB/s, exit status {os.waitstatus_to_exitcode(status)}",
+    )
+
+
+def bench_quick(path: Path, runs: int) -> None:
+    """The quick look and the help text, as whole processes."""
+    quick = median(lambda: run(*VMSTREAM, "inspect", "--quick", path), runs)
+    bare = median(lambda: run(sys.executable, "-c", "import numpy, construct"), runs)
+    row("inspect --quick", f"{quick:.3f} s", f"{bare:.3f} s to import numpy and construct")
+    usage = median(lambda: run(*VMSTREAM, "--help"), runs)
+    python = median(lambda: run(sys.executable, "-c", "pass"), runs)
+    row("--help", f"{usage:.3f} s", f"{python:.3f} s for python alone")
+
+
+def main() -> None:
+    """Run them all."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--size", type=int, default=1024, help="MiB of a stream, about")
+    parser.add_argument("--runs", type=int, default=5)
+    parser.add_argument("--stream", type=Path, action="append", default=[])
+    parser.add_argument("--pipe-gib", type=int, default=0)
+    parser.add_argument("--dir", type=Path)
+    options = parser.parse_args()
+    work = Path(tempfile.mkdtemp(prefix="vmstream-bench-", dir=options.dir))
+    try:
+        pages = options.size * 256
+        for name, mean, share in (
+            ("runs of 10 on average", 10, 0.5),
+            ("PAGE runs of 1000", 1000, 0),
+            ("ZERO and PAGE runs of 1000", 1000, 0.5),
+        ):
+            path = work / f"{mean}-{share}.bin"
+            streams.write(path, pages if not share else 2 * pages, mean, zero_share=share)
+            count(path)
+            bench_inspect(name, path, options.runs)
+            if mean == 10:
+                busy = path
+            else:
+                path.unlink()
+        for path in options.stream:
+            count(path)
+            bench_inspect(path.name, path, options.runs)
+        count(busy)
+        bench_extract(busy, work, options.runs)
+        for path in options.stream:
+            bench_extract(path, work, options.runs)
+        bench_pipe(busy, options.runs)
+        bench_quick(busy, options.runs)
+        if options.pipe_gib:
+            bench_memory(options.pipe_gib)
+    finally:
+        shutil.rmtree(work)
+
+
+if __name__ == "__main__":
+    main()

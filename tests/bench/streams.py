@@ -1,0 +1,92 @@
+"""Streams for the benchmarks: as large as asked for, quick to make, legal to the last byte.
+
+The page bodies come from a real capture (tests/fixtures), so that caches and page contents are
+those of a guest; the lengths of the runs are drawn, so that each case is known.
+"""
+
+from __future__ import annotations
+
+import struct
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import zstandard
+
+PAGE_SIZE = 4096
+FIXTURES = Path(__file__).parent.parent / "fixtures"
+SECTION_ID = 2
+_FOOTER = b"\x7e" + struct.pack(">I", SECTION_ID)
+_EOS = struct.pack(">Q", 0x10)
+_PAGE = np.dtype([("head", ">u8"), ("body", "u1", (PAGE_SIZE,))])
+_ZERO = np.dtype([("head", ">u8"), ("fill", "u1")])
+
+
+def bodies(count: int = 64) -> np.ndarray:
+    """Page bodies of a real guest, uint8 (count, 4096)."""
+    raw = (FIXTURES / "own-live-q35.qevm.zst").read_bytes()
+    data = zstandard.ZstdDecompressor().decompressobj().decompress(raw)
+    pages = np.frombuffer(data[: len(data) // PAGE_SIZE * PAGE_SIZE], np.uint8)
+    return pages.reshape(-1, PAGE_SIZE)[:count]
+
+
+def stream(
+    pages: int, mean_run: float, *, zero_share: float = 0.5, seed: int = 1
+) -> Iterator[bytes]:
+    """Yield a stream of one pass over `pages` pages, in runs of PAGE and ZERO records."""
+    rng = np.random.default_rng(seed)
+    real = bodies()
+    total = pages * PAGE_SIZE
+    name = b"pc-q35-7.2"
+    yield b"QEVM" + struct.pack(">I", 3) + b"\x07" + struct.pack(">I", len(name)) + name
+    yield b"\x01" + struct.pack(">I", SECTION_ID) + b"\x03ram" + struct.pack(">II", 0, 4)
+    yield struct.pack(">Q", total | 4) + b"\x03mem" + struct.pack(">Q", total) + _EOS + _FOOTER
+    part = b"\x02" + struct.pack(">I", SECTION_ID)
+    yield part + struct.pack(">Q", 0x08) + b"\x03mem" + real[0].tobytes()
+    at, zero = 1, False
+    while at < pages:
+        mean = 2 * mean_run * (zero_share if zero else 1 - zero_share)
+        count = int(min(pages - at, max(1, rng.geometric(1 / max(mean, 1))), 8192))
+        offsets = (at + np.arange(count, dtype=np.uint64)) * np.uint64(PAGE_SIZE)
+        if zero:
+            records = np.zeros(count, _ZERO)
+            records["head"] = offsets | np.uint64(0x22)
+        else:
+            records = np.empty(count, _PAGE)
+            records["head"] = offsets | np.uint64(0x28)
+            records["body"] = real[(at + np.arange(count)) % len(real)]
+        yield records.tobytes()
+        at, zero = at + count, zero_share > 0 and not zero
+    yield _EOS + _FOOTER + b"\x03" + struct.pack(">I", SECTION_ID) + _EOS + _FOOTER + b"\x00"
+
+
+def write(path: Path, pages: int, mean_run: float, **more: float) -> None:
+    """Write a stream to a file."""
+    with path.open("wb") as out:
+        for chunk in stream(pages, mean_run, **more):  # type: ignore[arg-type]
+            out.write(chunk)
+
+
+def endless_pages(gib: int) -> Iterator[bytes]:
+    """Yield a stream of `gib` GiB of PAGE records, as fast as a pipe takes it."""
+    pages = gib << 18
+    pieces = stream(pages, 4096, zero_share=0)
+    for _ in range(4):
+        yield next(pieces)
+    real = bodies(1024)
+    records = np.empty(1024, _PAGE)
+    records["body"] = real[np.arange(1024) % len(real)]
+    ramp = np.arange(1024, dtype=np.uint64) * np.uint64(PAGE_SIZE)
+    for first in range(1, pages, 1024):
+        count = min(1024, pages - first)
+        heads = ramp + np.uint64(first * PAGE_SIZE) | np.uint64(0x28)
+        records["head"] = heads
+        yield memoryview(records[:count]).cast("B")  # type: ignore[misc]
+    yield _EOS + _FOOTER + b"\x03" + struct.pack(">I", SECTION_ID) + _EOS + _FOOTER + b"\x00"
+
+
+if __name__ == "__main__":
+    # A pipe's writer: python -m tests.bench.streams GIB > pipe
+    for piece in endless_pages(int(sys.argv[1])):
+        sys.stdout.buffer.write(piece)
