@@ -219,11 +219,20 @@ def test_nothing_but_a_start(data: bytes) -> None:
     assert error.offset == (0 if not data else len(data))
 
 
-@pytest.mark.parametrize("data", [b"R", b"QEVN\0\0\0\3", b"\x1f\x8b\x08\0" * 5, b"QEVM\0\0\0\2more"])
-def test_something_else(data: bytes) -> None:
+@pytest.mark.parametrize(
+    ("data", "kind"),
+    [
+        (b"R", FormatError),
+        (b"QEVN\0\0\0\3", FormatError),
+        (b"QEVM\0\0\0\2more", FormatError),
+        (b"\x1f\x8b\x08\0" * 5, UnsupportedError),
+        (b"LibvirtQemudSave\2\0\0\0", UnsupportedError),
+    ],
+)
+def test_something_else(data: bytes, kind: type[StreamError]) -> None:
     found = check(data)
     (error,) = found.errors
-    assert isinstance(error, FormatError)
+    assert type(error) is kind
     assert found.of(Gap) == [Gap(0, len(data), found.of(Gap)[0].reason)]
 
 
@@ -439,7 +448,7 @@ def test_lookalike_footers_in_a_body() -> None:
 def test_items_that_end_a_body(behind: bytes) -> None:
     w = begun()
     w.ram_start([RamBlock("pc.ram", PAGE)])
-    w.live_section("START", 7, b"first")
+    w.live_section("START", 7, b"first", "other")
     at = w.items_of("PAYLOAD")[0]
     for data in (bytes(w) + behind, bytes(w) + behind[:1]):
         found = decode(data, CutSource(data, late_end=True))
@@ -809,6 +818,15 @@ def test_too_many_sections(monkeypatch: pytest.MonkeyPatch) -> None:
     found = decode(bytes(w))
     assert [type(e) for e in found.errors] == [LimitError]
     assert_tiles(found.events, len(w.data))
+
+
+@pytest.mark.parametrize("total", [(1 << 44) + 4096, 1 << 62, (1 << 64) - 4096])
+def test_more_ram_than_there_can_be(total: int) -> None:
+    w = begun()
+    w.start(1, "ram", 0, 4)
+    at = w.raw(sw.be64(total | sw.FLAG_MEM_SIZE) + RamBlock("pc.ram", total).entry()).offset
+    w.eos()
+    fault(w, LimitError, at)
 
 
 @pytest.mark.parametrize("limit", [0, 100, 5000])

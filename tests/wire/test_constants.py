@@ -71,3 +71,13 @@ def test_page_sizes() -> None:
 def test_capabilities() -> None:
     assert constants.CAP_IGNORE_SHARED == b"x-ignore-shared"
     assert constants.CAP_MAPPED_RAM == b"mapped-ram"
+
+
+def test_foreign_magics() -> None:
+    assert {
+        b"LibvirtQemudSave\0",
+        b"LibvirtQemudPart\0",
+        b"QFI\xfb",
+        bytes([0x11, 0x22, 0x33, 0x44]),
+    } <= {m + rest for m in constants.FOREIGN_MAGICS for rest in (b"", b"emudSave\0", b"emudPart\0")}
+    assert not any(m.startswith(b"QEVM") for m in constants.FOREIGN_MAGICS)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import os
+import signal
 import sys
 
 import click
@@ -74,8 +75,14 @@ def cli() -> None:
     """Read QEMU migration streams: account for them, and rebuild guest RAM from them."""
 
 
+# End by an exception, so that unfinished outputs are removed.
+def _terminate(signum: int, _frame: object) -> None:
+    raise SystemExit(128 + signum)
+
+
 def main(args: list[str] | None = None) -> int:
     """Run the command line and return the exit status."""
+    signal.signal(signal.SIGTERM, _terminate)
     try:
         status = cli.main(args, prog_name="vmstream", standalone_mode=False)
     except click.exceptions.Exit as exc:

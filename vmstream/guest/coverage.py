@@ -19,6 +19,7 @@ from vmstream.wire.constants import RAMSaveFlag
 # Words for the kinds of page record, in the order of the columns of `BlockCoverage.records`.
 KINDS: Final = ("normal", "zero", "xbzrle", "compressed")
 
+_ZERO = KINDS.index("zero")
 _KIND_OF_FLAGS = np.zeros(1024, np.uint8)
 for _flags in range(1024):
     for _column, _flag in enumerate(
@@ -159,6 +160,10 @@ class RAMCoverage:
         blocks: One entry per RAM block, in wire order.
         passes: The first MAX_PASSES.
         pass_count: How many there were.
+        out_of_place: Records between two of neighbouring pages that belong somewhere else.
+        first_out_of_place: Offset of the first of them.
+        filled: ZERO records whose fill byte is not 0.
+        first_filled: Offset of the first of them.
     """
 
     def __init__(self, blocks: tuple[RAMBlock, ...], page_size: int) -> None:
@@ -170,7 +175,13 @@ class RAMCoverage:
         ]
         self.passes: list[Pass] = []
         self.pass_count = 0
+        self.out_of_place = 0
+        self.first_out_of_place = 0
+        self.filled = 0
+        self.first_filled = 0
         self._last_key = -1
+        self._last_keys = np.zeros(0, np.int64)
+        self._last_offsets = np.zeros(0, np.uint64)
         self._shift = page_size.bit_length() - 1
 
     def add(self, batch: PageBatch) -> None:
@@ -191,6 +202,28 @@ class RAMCoverage:
                 )
             key = page | block.astype(np.int64) << 44
         self._count_passes(key, sent_before, kind, batch)
+        self._look_for_damage(key, kind, batch)
+
+    # Facts that no rule of the loader catches, and that a flipped bit would make.
+    def _look_for_damage(self, key: _Indices, kind: NDArray[np.uint8], batch: PageBatch) -> None:
+        fills = batch.fills()
+        if fills.any():
+            if not self.filled:
+                first = np.flatnonzero(kind == _ZERO)[np.argmax(fills != 0)]
+                self.first_filled = int(batch.record_offset[first])
+            self.filled += int(np.count_nonzero(fills))
+        # With the last two records of the batch before, so that no cut hides one.
+        keys = np.concatenate((self._last_keys, key))
+        jumps = np.diff(keys)
+        if (jumps <= 0).any():
+            odd = (jumps[:-1] + jumps[1:] == 2) & (jumps[:-1] != 1)
+            if odd.any():
+                if not self.out_of_place:
+                    offsets = np.concatenate((self._last_offsets, batch.record_offset))
+                    self.first_out_of_place = int(offsets[1 + int(np.argmax(odd))])
+                self.out_of_place += int(np.count_nonzero(odd))
+        self._last_keys = keys[-2:]
+        self._last_offsets = np.concatenate((self._last_offsets, batch.record_offset[-2:]))[-2:]
 
     # Count the records of one block; return which of the pages were sent before.
     def _add_to_block(

@@ -32,7 +32,13 @@ from vmstream.stream.events import (
     VMDescription,
 )
 from vmstream.transport.source import Source
-from vmstream.wire.constants import CAP_IGNORE_SHARED, MigCmd, RAMSaveFlag, SectionType
+from vmstream.wire.constants import (
+    CAP_IGNORE_SHARED,
+    COMMAND_LENGTHS,
+    MigCmd,
+    RAMSaveFlag,
+    SectionType,
+)
 from vmstream.wire.parse import command_fields
 from vmstream.wire.vmsd import VMDescriptionLayout
 
@@ -171,6 +177,16 @@ class Summary:
     def _command(self, event: Command) -> None:
         self.command_count += 1
         known = event.cmd in MigCmd._value2member_map_
+        if event.cmd not in COMMAND_LENGTHS or len(event.data) not in (
+            COMMAND_LENGTHS[event.cmd] or (len(event.data),)
+        ):
+            self._note(
+                "warning",
+                "command",
+                event.offset,
+                f"offset {event.offset:#x}: command {event.cmd} with {len(event.data)} bytes, which "
+                "QEMU refuses",
+            )
         # An ADVISE without data is for dirty bitmaps alone.
         bare_advise = event.cmd == MigCmd.POSTCOPY_ADVISE and not event.data
         if known and not bare_advise and (feature := _FEATURE_OF_COMMAND.get(MigCmd(event.cmd))):
@@ -233,6 +249,35 @@ class Summary:
                 self._note("warning", "no-end", section.start.offset, f"no END of section {name!r}")
         if any(missing.values()):
             self._note_missing(missing)
+        self._note_doubts()
+
+    # What the loader would take, and what no QEMU of its time has written.
+    def _note_doubts(self) -> None:
+        seen = self.coverage
+        if seen is None:
+            return
+        if seen.filled:
+            # Since 1.5 only pages of zeros are sent so; 9.0 refuses any other fill byte.
+            # A configuration section is there since 2.4.
+            self._note(
+                "warning" if self.configuration else "info",
+                "fill-byte",
+                seen.first_filled,
+                f"offset {seen.first_filled:#x}: {seen.filled} ZERO records with a fill byte other "
+                "than 0, which no QEMU since 1.5 writes",
+            )
+        in_order = not (
+            self.features.keys() & {"background-snapshot", "postcopy, switched over"}
+            or any(b.records[3] for b in seen.blocks)
+        )
+        if seen.out_of_place and in_order:
+            self._note(
+                "warning",
+                "out-of-place",
+                seen.first_out_of_place,
+                f"offset {seen.first_out_of_place:#x}: {seen.out_of_place} page records stand "
+                "between two neighbouring pages but belong elsewhere: a damaged address?",
+            )
 
     def _note_missing(self, missing: dict[bytes, int]) -> None:
         told = ", ".join(f"{models.readable(b)}: {n}" for b, n in missing.items() if n)

@@ -42,7 +42,13 @@ from vmstream.stream.events import (
     SectionStart,
     VMDescription,
 )
-from vmstream.stream.scanner import BadRecord, RAMState, probe_page_size, scan_records
+from vmstream.stream.scanner import (
+    BadRecord,
+    RAMState,
+    next_record,
+    probe_page_size,
+    scan_records,
+)
 from vmstream.stream.tail import (
     FOOTER_SIZE,
     Tail,
@@ -71,8 +77,9 @@ from vmstream.wire.layout import RAM_WORD_SIZE, split_head, struct_of
 _PART_HEAD = struct_of(grammar.SECTION_PART_HEAD)
 _read_word = struct_of(grammar.RAM_WORD).unpack_from
 
-# Enough behind a page head for every target page size and the head after it.
-_PROBE_SIZE = (64 << 10) + 4096
+# How far the page size is looked for at a time: enough for a PAGE record of any size and the
+# head after it, behind some zero pages.
+_PROBE_SIZE = 1 << 20
 
 # Iterable sections of one stream; QEMU has a dozen handlers.
 _MAX_LIVE = 4096
@@ -122,6 +129,7 @@ class Decoder:
         self._live: dict[int, parse.SectionHead] = {}
         self._settled = False  # a PART or END was seen: the set-up phase is over
         self._postcopy = False
+        self._assumed = False  # RAM was read with the default page size, nothing told it
         self._ram: RAMState | None = None
         self._steps = self._stream()
 
@@ -188,6 +196,8 @@ class Decoder:
             if self._strict:
                 raise
             yield self._anomaly(error)
+        if self._assumed:
+            self._decide_page_size(DEFAULT_PAGE_SIZE, "default")
         yield from self._drain("incomplete, or not readable")
 
     def _anomaly(self, error: StreamError) -> Anomaly:
@@ -479,15 +489,16 @@ class Decoder:
         stated = event.layout.page_size if event.layout else None
         if stated is None:
             return
-        if self.page_size is None:
+        if not self._assumed or stated == DEFAULT_PAGE_SIZE:
             self._decide_page_size(stated, "vmdescription")
-        elif self.page_size != stated:
+        used = self.page_size or DEFAULT_PAGE_SIZE
+        if used != stated:
             error = IntegrityError(
                 event.offset,
                 "RAM was read with another page size than the vmdescription states",
                 context="vmdescription",
                 expected=str(stated),
-                found=f"{self.page_size} ({self.page_size_source})",
+                found=f"{used} ({self.page_size_source or 'default'})",
                 advice=f"read the stream with --page-size {stated}",
             )
             if self._strict:
@@ -515,17 +526,26 @@ class Decoder:
             yield from self._want(RAM_WORD_SIZE)
             if self.page_size is None and self._left() >= RAM_WORD_SIZE:
                 yield from self._probe(ram)
+            view = self._view
             if self.page_size is not None:
                 ram.page_size = self.page_size
+            else:
+                # Not further than was looked, so that the size is known before a page is taken.
+                view = view[: self.offset - self._base + _PROBE_SIZE]
             try:
-                batch, pos, needed = scan_records(
-                    ram, self._view, self._base, self.offset - self._base
-                )
+                batch, pos, needed = scan_records(ram, view, self._base, self.offset - self._base)
             except BadRecord as bad:
-                if self._strict or bad.end is None:
+                if self._strict:
                     raise bad.error from None
+                end = bad.end
+                if end is None:
+                    yield from self._want(4 * ram.page_size)
+                    at = next_record(ram, self._view, self.offset - self._base)
+                    if at is None:
+                        raise bad.error from None
+                    end = self._base + at
                 yield self._anomaly(bad.error)
-                yield Gap(*self._take(bad.end - self.offset), "a page that belongs nowhere")
+                yield Gap(*self._take(end - self.offset), "a damaged page record")
                 continue
             if batch is not None:
                 self.offset = batch.end
@@ -617,5 +637,16 @@ class Decoder:
         if not word & int(PAGE_KINDS):
             return
         yield from self._want(_PROBE_SIZE)
-        found = probe_page_size(self._view, self.offset - self._base, set(ram.index), flat=ram.flat)
-        self._decide_page_size(found or DEFAULT_PAGE_SIZE, "probe" if found else "default")
+        pos = self.offset - self._base
+        found = probe_page_size(self._view[: pos + _PROBE_SIZE], pos, set(ram.index), flat=ram.flat)
+        if found is None:
+            self._assumed = True
+        elif self._assumed and found != DEFAULT_PAGE_SIZE:
+            raise IntegrityError(
+                self.offset,
+                f"pages of {found} bytes behind zero pages that were read as {DEFAULT_PAGE_SIZE}",
+                context=ram.context,
+                advice=f"read the stream with --page-size {found}",
+            )
+        else:
+            self._decide_page_size(found, "probe")

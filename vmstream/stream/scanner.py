@@ -430,6 +430,37 @@ def probe_page_size(view: memoryview, pos: int, idstrs: set[bytes], *, flat: boo
     return max(small) if offsets & (DEFAULT_PAGE_SIZE - 1) and small else None
 
 
+def next_record(state: RAMState, view: memoryview, pos: int) -> int | None:
+    """Find where the record behind a damaged one stands, or `None` if that is not plain.
+
+    A damaged head was that of a ZERO or a PAGE record; behind only one of the two sizes there
+    are two legal heads in a row.
+    """
+    idstrs = set(state.index)
+    found = [
+        pos + size
+        for size in (ZERO_STRIDE, page_stride(state.page_size))
+        if _follows(state, view, pos + size, idstrs, 2)
+    ]
+    return found[0] if len(found) == 1 else None
+
+
+# Whether `count` heads that fit the block list stand from `pos` on, or an end before.
+def _follows(state: RAMState, view: memoryview, pos: int, idstrs: set[bytes], count: int) -> bool:
+    if not _head_at(view, pos, state.page_size, idstrs, state.flat):
+        return False
+    (head,) = _read_word(view, pos)
+    flags, offset = head & (state.page_size - 1), head & -state.page_size
+    if not flags & _PAGE_KINDS or count == 1:
+        return True
+    if flags & _CONTINUE and offset >= int(state.used_length[max(state.current, 0)]):
+        return False
+    if flags & ~(_CONTINUE | _ZERO | _PAGE) or not flags & _CONTINUE:
+        return True
+    size = ZERO_STRIDE if flags & _ZERO else page_stride(state.page_size)
+    return _follows(state, view, pos + size, idstrs, count - 1)
+
+
 # Whether a word that may follow a page record of this size stands at `pos`.
 def _head_at(view: memoryview, pos: int, page_size: int, idstrs: set[bytes], flat: bool) -> bool:
     if pos + RAM_WORD_SIZE + 1 > len(view):

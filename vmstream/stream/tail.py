@@ -283,6 +283,18 @@ class _Framer:
     def _body(self, head: parse.SectionHead) -> Iterator[Event]:
         begin = self.pos
         layout = self.layouts.get((head.idstr, head.instance_id))
+        version = layout.description.get("version", head.version_id) if layout else None
+        if self.frame is not None and version != head.version_id:
+            what = (
+                f"says version {version}, not {head.version_id}" if layout else "does not have it"
+            )
+            yield Anomaly(
+                self._at(begin),
+                self._at(begin),
+                "warning",
+                "vmdescription-differs",
+                f"offset {self._at(begin):#x}, {describe(head)}: the vmdescription {what}",
+            )
         if layout is not None:
             end = begin + layout.size
             if self.footers is None:

@@ -58,6 +58,23 @@ class MigCmd(IntEnum):
     SWITCHOVER_START = 11  # since 10.0
 
 
+# Bytes of data that the loader takes, empty where any. QEMU v10.1.0 migration/savevm.c
+# mig_cmd_args; 9 with data is RECV_BITMAP of 3.0.
+COMMAND_LENGTHS: dict[int, tuple[int, ...]] = {
+    MigCmd.OPEN_RETURN_PATH: (0,),
+    MigCmd.PING: (4,),
+    MigCmd.POSTCOPY_ADVISE: (0, 16),
+    MigCmd.POSTCOPY_LISTEN: (0,),
+    MigCmd.POSTCOPY_RUN: (0,),
+    MigCmd.POSTCOPY_RAM_DISCARD: (),
+    MigCmd.PACKAGED: (4,),
+    MigCmd.ENABLE_COLO: (0,),
+    MigCmd.POSTCOPY_RESUME: (),
+    MigCmd.RECV_BITMAP: (),
+    MigCmd.SWITCHOVER_START: (0,),
+}
+
+
 class RAMSaveFlag(IntFlag):
     """Flag bits of a RAM head. QEMU v10.1.0 migration/ram.h RAM_SAVE_FLAG_*."""
 

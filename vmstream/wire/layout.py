@@ -101,7 +101,8 @@ def is_legal_flags(flags: int) -> bool:
 
     QEMU v10.1.0 migration/ram.c ram_load_precopy(): the switch over `flags & ~CONTINUE`.
     """
-    kind = flags & ~RAMSaveFlag.CONTINUE
+    # Plain ints: ~ of a flag gives the other flags alone, and unknown bits must count.
+    kind = flags & ~int(RAMSaveFlag.CONTINUE)
     if kind & (kind - 1) or not kind & RAM_FLAG_MASK or kind == RAMSaveFlag.FULL:
         return False
     return kind == flags or bool(kind & constants.PAGE_KINDS)

@@ -1,0 +1,70 @@
+"""Run the command line as users do: in a process of its own.
+
+run = vmstream("inspect", "--json", path)
+run = vmstream("records", "-", stdin=stream_bytes)     # through a pipe
+run = vmstream("inspect", "-", stdin=path)             # redirected from a file
+run.status, run.out, run.err, run.json()
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).resolve().parent.parent
+COMMAND = (sys.executable, "-m", "vmstream")
+
+
+@dataclass(frozen=True)
+class Run:
+    """How a command ended, and what it said."""
+
+    status: int
+    out: str
+    err: str
+
+    def json(self) -> Any:
+        """Its output, one JSON document."""
+        return json.loads(self.out)
+
+    def lines(self) -> list[Any]:
+        """Its output, one JSON document a line."""
+        return [json.loads(line) for line in self.out.splitlines()]
+
+
+def environment(**changes: str) -> dict[str, str]:
+    """The environment, without what changes how output looks, able to import vmstream."""
+    plain = {"NO_COLOR", "FORCE_COLOR", "TERM", "COLUMNS", "TTY_COMPATIBLE", "TTY_INTERACTIVE"}
+    kept = {name: value for name, value in os.environ.items() if name not in plain}
+    return {**kept, "PYTHONPATH": str(ROOT), **changes}
+
+
+def vmstream(
+    *args: str | Path,
+    stdin: bytes | Path | None = None,
+    cwd: Path | None = None,
+    env: dict[str, str] | None = None,
+) -> Run:
+    """Run `vmstream ARGS`; bytes for stdin come through a pipe, a path is a redirected file."""
+    command = [*COMMAND, *map(str, args)]
+    env = environment() if env is None else env
+    if isinstance(stdin, Path):
+        with stdin.open("rb") as file:
+            done = subprocess.run(command, stdin=file, capture_output=True, cwd=cwd, env=env)
+    elif stdin is None:
+        done = subprocess.run(
+            command, stdin=subprocess.DEVNULL, capture_output=True, cwd=cwd, env=env
+        )
+    else:
+        done = subprocess.run(command, input=stdin, capture_output=True, cwd=cwd, env=env)
+    return Run(done.returncode, done.stdout.decode(), done.stderr.decode())
+
+
+def no_leftovers(directory: Path) -> bool:
+    """Whether no temporary file of ours is below a directory."""
+    return not [p for p in directory.rglob("*") if p.name.endswith(".part")]

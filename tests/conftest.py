@@ -1,0 +1,24 @@
+"""Settings for all tests, and what the marker `qemu` means."""
+
+from __future__ import annotations
+
+import os
+
+import pytest
+from hypothesis import settings
+
+from tests.qemu import find_qemu
+
+# How long an example takes depends on the machine, and says nothing about the code.
+settings.register_profile("vmstream", deadline=None)
+settings.load_profile("vmstream")
+
+
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    """Tests marked `qemu` are skipped without QEMU, or fail if VMSTREAM_REQUIRE_QEMU is 1."""
+    if item.get_closest_marker("qemu") is None or find_qemu() is not None:
+        return
+    why = "no qemu-system-x86_64 on PATH"
+    if os.environ.get("VMSTREAM_REQUIRE_QEMU") == "1":
+        pytest.fail(f"{why}, and VMSTREAM_REQUIRE_QEMU=1", pytrace=False)
+    pytest.skip(why)
