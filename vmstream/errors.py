@@ -23,6 +23,11 @@ EXIT_USAGE = 2
 EXIT_OS = 6
 
 
+def quoted(name: bytes) -> str:
+    """Name from a stream as it stands in a message: readable, and harmless."""
+    return repr(name.decode("utf-8", "backslashreplace"))
+
+
 class VmstreamError(Exception):
     """Base of all errors that vmstream raises on purpose."""
 

@@ -295,11 +295,48 @@ def test_page_size(page_size: int, source: str) -> None:
     assert {b.page_size for b in found.of(PageBatch)} == {page_size}
 
 
-def test_page_size_by_default() -> None:
+def test_page_size_that_nothing_before_the_end_tells() -> None:
     with stream() as w:
         pages(w, zeros=4)
     found = check(w)
+    assert not found.errors
+    assert (found.decoder.page_size, found.decoder.page_size_source) == (PAGE, "vmdescription")
+
+
+def test_page_size_that_nothing_tells() -> None:
+    with stream() as w:
+        pages(w, zeros=4)
+    found = check(w.data[: w.items_of("EOF")[0].stop])
+    assert not found.errors
     assert (found.decoder.page_size, found.decoder.page_size_source) == (PAGE, "default")
+
+
+def test_page_size_behind_very_many_zero_pages() -> None:
+    """However large the window is, and however late the first page with content."""
+    w = begun(16384)
+    count = (2 << 20) // 9
+    # Written by hand: the writer would hold a block of this size.
+    total = (count + 8) * w.page_size
+    w.start(1, "ram", 0, 4)
+    w.raw(sw.be64(total | sw.FLAG_MEM_SIZE) + RamBlock("pc.ram", total).entry())
+    w.eos()
+    w.footer(1)
+    with w.ram_part():
+        w.raw(sw.be64(0x02) + b"\6pc.ram\0")
+        w.raw(b"".join(sw.be64(i * w.page_size | 0x22) + b"\0" for i in range(1, count)))
+        w.raw(sw.be64(count * w.page_size | 0x28) + random.Random(1).randbytes(w.page_size))
+    with w.ram_end():
+        pass
+    w.eof()
+    w.vmdescription()
+    data = bytes(w)
+    whole = decode(data)
+    parts = decode(data, CutSource(data, lambda offset, need: max(need, 1 << 16)))
+    assert facts(whole.events) == facts(parts.events)
+    assert_tiles(whole.events, len(data))
+    # It is read right, or what was read wrong is said.
+    rows = sum(len(b) for b in whole.of(PageBatch))
+    assert whole.errors or rows == count + 1
 
 
 @pytest.mark.parametrize("page_size", [4096, 65536])
@@ -765,11 +802,14 @@ def test_the_next_part_is_read(change: Callable[[StreamWriter], Any]) -> None:
     (error,) = found.errors
     assert isinstance(error, FormatError)
     (gap,) = found.of(Gap)
-    second = w.items_of("FOOTER")[2]
     assert gap.offset == error.offset
-    assert gap.end == second.offset
+    # Up to the next record if that is plain, else to the footer.
+    second = w.items_of("FOOTER")[2]
+    behind = [i for i in w.items_of("PAGE") if gap.offset < i.offset < second.offset][-1]
+    assert gap.end in (behind.offset, second.offset)
+    pages = 4 + 1 + (gap.end == behind.offset) + 4
+    assert sum(len(b) for b in found.of(PageBatch)) == pages
     assert [e.offset for e in found.of(SectionFooter)] == [i.offset for i in w.items_of("FOOTER")]
-    assert sum(len(b) for b in found.of(PageBatch)) == 4 + 1 + 4
     assert len(found.of(VMDescription)) == 1
 
 
@@ -829,51 +869,57 @@ def test_more_ram_than_there_can_be(total: int) -> None:
     fault(w, LimitError, at)
 
 
+def pieces(data: bytes) -> CutSource:
+    return CutSource(data, lambda offset, need: 64)
+
+
 @pytest.mark.parametrize("limit", [0, 100, 5000])
 def test_too_much_device_state(monkeypatch: pytest.MonkeyPatch, limit: int) -> None:
     monkeypatch.setattr(decoder_module, "MAX_DEVICE_TAIL", limit)
-    data = Device("big", fields=[Field("x", "buffer", b"\xaa" * 20000)])
-    with stream(devices=(TIMER, data)) as w:
+    big = Device("big", fields=[Field("x", "buffer", b"\xaa" * 20000)])
+    with stream(devices=(TIMER, big), page_bits=12) as w:
         pages(w)
-    found = decode(bytes(w), CutSource(bytes(w), lambda offset, need: 64))
-    assert found.errors
+    data = bytes(w)
+    found = decode(data, pieces(data))
     assert isinstance(found.errors[0], LimitError)
     assert_tiles(found.events, len(w.data))
-    assert isinstance(decode(bytes(w), CutSource(bytes(w)), strict=True).error, LimitError)
+    assert isinstance(decode(data, pieces(data), strict=True).error, LimitError)
 
 
 def test_device_state_just_under_the_limit(monkeypatch: pytest.MonkeyPatch) -> None:
-    with stream() as w:
+    with stream(page_bits=12) as w:
         pages(w)
     tail = len(w.data) - w.items_of("FULL")[0].offset
     monkeypatch.setattr(decoder_module, "MAX_DEVICE_TAIL", tail)
-    found = decode(bytes(w), CutSource(bytes(w)))
-    assert not found.of(Anomaly)
-    assert len(found.of(VMDescription)) == 1
+    for source in (None, CutSource(bytes(w))):
+        found = decode(bytes(w), source)
+        assert not found.of(Anomaly)
+        assert len(found.of(VMDescription)) == 1
 
 
-@pytest.mark.parametrize("zeros", [60, 64, 65, 5000, 1 << 20])
-@pytest.mark.parametrize("behind", [b"", b"x", b"x" * 500])
+@pytest.mark.parametrize("zeros", [1, 60, 64, 65, 5000, 1 << 20])
+@pytest.mark.parametrize("behind", [b"", b"x", b"x" * 500, b"x" + bytes(9000) + b"y"])
 def test_padding_beyond_the_limit(
     monkeypatch: pytest.MonkeyPatch, zeros: int, behind: bytes
 ) -> None:
     """Padding is not held, so it may be longer than what is."""
     monkeypatch.setattr(decoder_module, "MAX_DEVICE_TAIL", 4096)
-    with stream() as w:
+    with stream(page_bits=12) as w:
         pages(w)
     end = len(w.data)
     data = bytes(w) + bytes(zeros) + behind
-    found = decode(data, CutSource(data, lambda offset, need: 1 << 16))
+    found = decode(data, CutSource(data, lambda offset, need: 640))
     assert_tiles(found.events, len(data))
     assert len(found.of(VMDescription)) == 1
     assert not found.errors
     if behind:
         # The bytes that are no zeros are told of where they are, or with the zeros before them.
-        covering = [e for e in found.of(Gap) if e.offset <= end + zeros < e.end]
-        assert covering
-        assert not any(e.end > end + zeros for e in found.of(Padding))
+        assert [e for e in found.of(Gap) if e.offset <= end + zeros < e.end]
+        assert {a.code for a in found.of(Anomaly)} == {"trailing"}
+        assert min(a.offset for a in found.of(Anomaly)) <= end + zeros
     else:
         assert found.of(Padding) == [Padding(end, end + zeros)]
+        assert not found.of(Anomaly)
 
 
 @pytest.mark.parametrize("flags", [0x08, 0x02])

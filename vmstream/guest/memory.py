@@ -12,7 +12,7 @@ from typing import Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from vmstream.errors import UnsupportedError
+from vmstream.errors import UnsupportedError, quoted
 from vmstream.guest.coverage import PageBitmap
 from vmstream.stream.events import PageBatch, RAMBlock
 from vmstream.wire.constants import RAMSaveFlag
@@ -102,7 +102,7 @@ class RAMImage:
             raise UnsupportedError(
                 int(batch.record_offset[at]),
                 f"{kind.name} page record: not decoded by this version",
-                context=f"block {self._blocks[block].idstr!r}",
+                context=f"block {quoted(self._blocks[block].idstr)}",
                 advice="`vmstream inspect` counts them",
             )
         page = (batch.block_offset[rows] // np.uint64(self._page_size)).view(np.int64)

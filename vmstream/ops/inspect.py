@@ -184,8 +184,8 @@ class Summary:
                 "warning",
                 "command",
                 event.offset,
-                f"offset {event.offset:#x}: command {event.cmd} with {len(event.data)} bytes, which "
-                "QEMU refuses",
+                f"offset {event.offset:#x}: command {event.cmd} with {len(event.data)} bytes of "
+                "data, which QEMU refuses",
             )
         # An ADVISE without data is for dirty bitmaps alone.
         bare_advise = event.cmd == MigCmd.POSTCOPY_ADVISE and not event.data

@@ -16,7 +16,7 @@ from dataclasses import dataclass, field
 import numpy as np
 from numpy.typing import NDArray
 
-from vmstream.errors import FormatError, IntegrityError, StreamError
+from vmstream.errors import FormatError, IntegrityError, StreamError, quoted
 from vmstream.stream.events import PageBatch, RAMBlock
 from vmstream.wire import grammar
 from vmstream.wire.constants import (
@@ -176,7 +176,7 @@ def scan_records(
                 IntegrityError(
                     record,
                     "a page beyond the end of its block",
-                    context=f"{state.context}, block {block.idstr!r}",
+                    context=f"{state.context}, block {quoted(block.idstr)}",
                     expected=f"below {block.used_length:#x}",
                     found=f"{int(batch.block_offset[0]):#x}",
                 ),
@@ -301,7 +301,7 @@ def _one_record(runs: _Runs, state: RAMState, view: memoryview, base: int, pos: 
                         base + pos,
                         "a page of a block that the list does not have",
                         context=state.context,
-                        found=repr(idstr),
+                        found=quoted(idstr),
                     )
                 )
     kind = flags & _PAGE_KINDS

@@ -19,6 +19,7 @@ from vmstream.errors import (
     LimitError,
     StreamError,
     TruncatedError,
+    quoted,
 )
 from vmstream.stream.events import (
     Anomaly,
@@ -160,7 +161,7 @@ def has_footer(data: memoryview, pos: int, section_id: int) -> bool:
 def describe(head: parse.SectionHead) -> str:
     """Name a section in a message."""
     instance = f" instance {head.instance_id:#x}" if head.instance_id else ""
-    return f"section {head.section_id} {head.idstr!r}{instance}"
+    return f"section {head.section_id} {quoted(head.idstr)}{instance}"
 
 
 def frame_tail(tail: Tail) -> Iterator[Event]:

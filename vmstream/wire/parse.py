@@ -12,7 +12,7 @@ from typing import Any
 
 import construct
 
-from vmstream.errors import FormatError, IntegrityError, LimitError, UnsupportedError
+from vmstream.errors import FormatError, IntegrityError, LimitError, UnsupportedError, quoted
 from vmstream.wire import grammar
 from vmstream.wire.constants import (
     FOREIGN_MAGICS,
@@ -148,11 +148,11 @@ def configuration(data: Buffer, offset: int) -> tuple[ConfigurationValues, int]:
                 offset + pos,
                 "unknown subsection",
                 context=context,
-                found=repr(name),
+                found=quoted(name),
                 advice="its length is not on the wire, so nothing behind it can be framed",
             )
         pos += used
-        fields, used = _run(body, data[pos : pos + MAX_CONFIGURATION], offset + pos, repr(name))
+        fields, used = _run(body, data[pos : pos + MAX_CONFIGURATION], offset + pos, quoted(name))
         values.update({k: v for k, v in fields.items() if not k.startswith("_")})
         names.append(name)
         pos += used
