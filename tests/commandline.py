@@ -4,14 +4,20 @@ run = vmstream("inspect", "--json", path)
 run = vmstream("records", "-", stdin=stream_bytes)     # through a pipe
 run = vmstream("inspect", "-", stdin=path)             # redirected from a file
 run.status, run.out, run.err, run.json()
+run = on_terminal("inspect", path, columns=80)         # what a person sees
 """
 
 from __future__ import annotations
 
+import contextlib
+import fcntl
 import json
 import os
+import pty
+import struct
 import subprocess
 import sys
+import termios
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -38,10 +44,18 @@ class Run:
 
 
 def environment(**changes: str) -> dict[str, str]:
-    """The environment, without what changes how output looks, able to import vmstream."""
+    """The environment without what changes output or Python itself, able to import vmstream."""
     plain = {"NO_COLOR", "FORCE_COLOR", "TERM", "COLUMNS", "TTY_COMPATIBLE", "TTY_INTERACTIVE"}
-    kept = {name: value for name, value in os.environ.items() if name not in plain}
+    kept = {
+        name: value
+        for name, value in os.environ.items()
+        if name not in plain and not name.startswith("PYTHON")
+    }
     return {**kept, "PYTHONPATH": str(ROOT), **changes}
+
+
+def _text(raw: bytes) -> str:
+    return raw.decode("utf-8", "backslashreplace")
 
 
 def vmstream(
@@ -62,7 +76,25 @@ def vmstream(
         )
     else:
         done = subprocess.run(command, input=stdin, capture_output=True, cwd=cwd, env=env)
-    return Run(done.returncode, done.stdout.decode(), done.stderr.decode())
+    return Run(done.returncode, _text(done.stdout), _text(done.stderr))
+
+
+def on_terminal(*args: str | Path, columns: int = 80, env: dict[str, str] | None = None) -> Run:
+    """Run `vmstream ARGS` with standard output and error on a terminal; `out` is both."""
+    ours, theirs = pty.openpty()
+    fcntl.ioctl(theirs, termios.TIOCSWINSZ, struct.pack("HHHH", 50, columns, 0, 0))
+    env = environment(**{"TERM": "xterm-256color", **(env or {})})
+    command = [*COMMAND, *map(str, args)]
+    with subprocess.Popen(
+        command, stdin=subprocess.DEVNULL, stdout=theirs, stderr=theirs, env=env
+    ) as process:
+        os.close(theirs)
+        parts = []
+        with contextlib.suppress(OSError):  # that is how a terminal ends
+            while part := os.read(ours, 1 << 16):
+                parts.append(part)
+    os.close(ours)
+    return Run(process.returncode, _text(b"".join(parts)), "")
 
 
 def no_leftovers(directory: Path) -> bool:

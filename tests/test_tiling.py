@@ -5,8 +5,7 @@ from __future__ import annotations
 import random
 
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
+from hypothesis import given, settings, strategies as st
 
 from tests.decoding import assert_tiles, decode
 from tests.strategies import corrupted_streams, cut_streams, streams
@@ -68,26 +67,26 @@ def test_fixtures_cut_and_damaged(name: str) -> None:
         assert_tiles(decode(changed).events, len(data))
 
 
-@settings(deadline=None, max_examples=120)
+@settings(deadline=None, max_examples=60)
 @given(streams(xbzrle=True, compress=True, fills=True, announce="any"))
 def test_streams(w: StreamWriter) -> None:
     tiles(bytes(w))
 
 
-@settings(deadline=None, max_examples=120)
+@settings(deadline=None, max_examples=60)
 @given(cut_streams())
 def test_cut_streams(cut: tuple[StreamWriter, int]) -> None:
     w, length = cut
     tiles(bytes(w.data[:length]))
 
 
-@settings(deadline=None, max_examples=200)
+@settings(deadline=None, max_examples=100)
 @given(corrupted_streams())
 def test_corrupted_streams(data: bytes) -> None:
     tiles(data)
 
 
-@settings(deadline=None, max_examples=100)
+@settings(deadline=None, max_examples=60)
 @given(streams(max_pages=12), st.binary(max_size=40), st.sampled_from((0, 1, 63, 64, 65, 5000)))
 def test_something_behind_the_stream(w: StreamWriter, behind: bytes, zeros: int) -> None:
     tiles(bytes(w) + bytes(zeros) + behind)

@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
+from hypothesis import given, settings, strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
 from tests import streamwriter as sw
@@ -114,9 +114,7 @@ class BitmapIsASet(RuleBasedStateMachine):
         assert self.bitmap.count() == len(self.truth)
 
 
-BitmapIsASet.TestCase.settings = settings(
-    max_examples=60, stateful_step_count=30, deadline=None
-)
+BitmapIsASet.TestCase.settings = settings(max_examples=60, stateful_step_count=30, deadline=None)
 TestBitmapIsASet = BitmapIsASet.TestCase
 
 
@@ -191,12 +189,13 @@ class Truth:
         self.last = key
         if record.kind == "zero" and record.fill:
             self.filled.append(self.offset)
-        # One that stands between two neighbours it does not belong between.
-        self._last = [*self._last[-2:], ((record.block << 44) + record.page, self.offset)]
-        if len(self._last) == 3:
-            (a, _), (b, offset), (c, _) = self._last
-            if c == a + 2 and b != a + 1:
-                self.out_of_place.append(offset)
+        # One that stands in the middle of five neighbours, but is not the middle one.
+        self._last = [*self._last[-4:], ((record.block << 44) + record.page, self.offset)]
+        if len(self._last) == 5:
+            (first, _), *_ = self._last
+            steps = [key - first for key, _ in self._last]
+            if steps[:2] + steps[3:] == [0, 1, 3, 4] and steps[2] != 2:
+                self.out_of_place.append(self._last[2][1])
         self.offset += record.size
 
 
@@ -228,7 +227,7 @@ def account(records: Sequence[Record], cuts: Sequence[int], pages: int, page_siz
     blocks = tuple(RAMBlock(b"%d" % i, pages * page_size) for i in range(3))
     found, truth = RAMCoverage(blocks, page_size), Truth()
     edges = sorted({0, len(records), *(c for c in cuts if c < len(records))})
-    for begin, end in zip(edges, edges[1:], strict=False):
+    for begin, end in pairwise(edges):
         found.add(batch_of(records[begin:end], blocks, page_size, truth.offset))
         for record in records[begin:end]:
             truth.add(record)
@@ -250,7 +249,7 @@ any_records = st.lists(
 cuts = st.lists(st.integers(1, 60), max_size=6)
 
 
-@settings(deadline=None, max_examples=200)
+@settings(deadline=None, max_examples=120)
 @given(any_records, cuts, st.sampled_from((1024, 4096, 65536)))
 def test_any_records(records: list[Record], cuts: list[int], page_size: int) -> None:
     account(records, cuts, 21, page_size)
@@ -260,9 +259,7 @@ def test_any_records(records: list[Record], cuts: list[int], page_size: int) -> 
 @given(st.lists(st.sets(st.integers(0, 40)), min_size=1, max_size=6), cuts)
 def test_scans_in_order(scans: list[set[int]], cuts: list[int]) -> None:
     """What QEMU does: up through the blocks, over and over."""
-    records = [
-        Record(block, page) for scan in scans for block in range(3) for page in sorted(scan)
-    ]
+    records = [Record(block, page) for scan in scans for block in range(3) for page in sorted(scan)]
     if records:
         account(records, cuts, 41, PAGE)
 
@@ -342,7 +339,9 @@ def test_streams(w: StreamWriter) -> None:
     for block in found.blocks:
         name = block.block.idstr.decode()
         counts = Counter({names[k]: n for k, n in w.counts[name].items()})
-        assert dict(zip(KINDS, block.records.tolist(), strict=True)) == {k: counts[k] for k in KINDS}
+        assert dict(zip(KINDS, block.records.tolist(), strict=True)) == {
+            k: counts[k] for k in KINDS
+        }
         touched = {a // w.page_size for a in w.touched[name]}
         assert block.pages_missing == block.pages - len(touched)
         records = [i for i in w.items if i.attrs.get("block") == name and i.kind in names]
@@ -377,7 +376,7 @@ def test_a_page_out_of_place(page: int, cut: int) -> None:
 
 def test_pages_in_place() -> None:
     """What a migration does is not taken for damage: gaps, other blocks, scans that start over."""
-    scans = ([0, 1, 2, 5, 6, 9], [2, 6, 7], [], [3], [3], [4, 5])
+    scans: list[list[int]] = [[0, 1, 2, 5, 6, 9], [2, 6, 7], [], [3], [3], [4, 5]]
     records = [Record(b, p) for scan in scans for b in (0, 2) for p in scan]
     found = RAMCoverage(tuple(RAMBlock(b"%d" % i, 21 * PAGE) for i in range(3)), PAGE)
     found.add(batch_of(records, found_blocks(found), PAGE, 0))

@@ -155,8 +155,8 @@ def test_every_item() -> None:
             *span("BLOCKS"), 5 * PAGE, (RAMBlock(b"pc.ram", 4 * PAGE), RAMBlock(b"b", PAGE))
         )
     ]
-    ram = (2, b"ram", 0, 4)
-    bitmap = (3, b"dirty-bitmap", 0, 1)
+    ram: Any = (2, b"ram", 0, 4)
+    bitmap: Any = (3, b"dirty-bitmap", 0, 1)
     assert found.of(SectionStart) == [
         SectionStart(*span("FULL", 0), 4, 40, b"early", 3, 1),
         SectionStart(*span("START", 0), 1, *ram),
@@ -166,12 +166,16 @@ def test_every_item() -> None:
         SectionStart(*span("END", 0), 3, *ram),
         SectionStart(*span("END", 1), 3, *bitmap),
         SectionStart(*span("FULL", 1), 4, 9, b"cpu", 1, 12, packaged=True),
-        SectionStart(*span("FULL", 2), 4, w.items_of("FULL")[2].attrs["section_id"], b"timer", 0, 2),
+        SectionStart(
+            *span("FULL", 2), 4, w.items_of("FULL")[2].attrs["section_id"], b"timer", 0, 2
+        ),
     ]
     controls = [(i.offset, i.stop, i.kind) for i in w.items_of("EOS", "MULTIFD_FLUSH")]
     assert [(e.offset, e.end, e.flags.name) for e in found.of(RAMControl)] == controls
     bodies = [(e.offset, e.end, bytes(e.data)) for e in found.of(Payload)]
-    assert bodies == [(i.offset, i.stop, w.data[i.offset : i.stop]) for i in w.items_of("PAYLOAD")]
+    assert bodies == [
+        (i.offset, i.stop, bytes(w.data[i.offset : i.stop])) for i in w.items_of("PAYLOAD")
+    ]
     assert [e.framing for e in found.of(Payload)] == ["footer-scan"] * 5 + ["vmdescription"]
     assert [e.section_id for e in found.of(SectionFooter)] == [
         i.attrs["section_id"] for i in w.items_of("FOOTER")
@@ -285,7 +289,7 @@ def pages(w: StreamWriter, zeros: int = 1) -> None:
 @pytest.mark.parametrize("source", ["argument", "target-page-bits", "probe"])
 def test_page_size(page_size: int, source: str) -> None:
     bits = page_size.bit_length() - 1
-    config = {"page_bits": bits} if source == "target-page-bits" else {}
+    config: dict[str, Any] = {"page_bits": bits} if source == "target-page-bits" else {}
     with stream(page_size=page_size, **config) as w:
         pages(w)
     found = check(w, page_size=page_size if source == "argument" else None)
@@ -306,7 +310,7 @@ def test_page_size_that_nothing_before_the_end_tells() -> None:
 def test_page_size_that_nothing_tells() -> None:
     with stream() as w:
         pages(w, zeros=4)
-    found = check(w.data[: w.items_of("EOF")[0].stop])
+    found = check(bytes(w)[: w.items_of("EOF")[0].stop])
     assert not found.errors
     assert (found.decoder.page_size, found.decoder.page_size_source) == (PAGE, "default")
 
@@ -568,9 +572,7 @@ def test_a_command_is_cut() -> None:
 def package() -> StreamWriter:
     nested = StreamWriter()
     nested.postcopy_listen()
-    nested.device(
-        Device("cpu", 1, 12, [Field("x", "buffer", b"r" * 50)], [Subsection("cpu/y", 1)])
-    )
+    nested.device(Device("cpu", 1, 12, [Field("x", "buffer", b"r" * 50)], [Subsection("cpu/y", 1)]))
     nested.device(Device("timer", fields=[Field("t", "int64", bytes(8))], section_id=7))
     nested.ping(3)
     nested.postcopy_run()
@@ -819,7 +821,7 @@ def test_a_page_that_belongs_nowhere_is_left_out() -> None:
     (error,) = found.errors
     assert isinstance(error, IntegrityError)
     (gap,) = found.of(Gap)
-    wrong = [i for i in w.items_of("PAGE") if i.attrs["address"] == 16 * PAGE][0]
+    wrong = next(i for i in w.items_of("PAGE") if i.attrs["address"] == 16 * PAGE)
     assert (gap.offset, gap.end) == (wrong.offset, wrong.stop)
     assert sum(len(b) for b in found.of(PageBatch)) == 4 + 2 + 4
 

@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import dataclasses
 import random
+from collections import Counter
 from typing import Any, get_args
 
 import numpy as np
 import pytest
 from hypothesis import given, settings
-from hypothesis import strategies as st
 
-from tests import streamwriter as sw
 from tests.decoding import COLUMNS, decode
 from tests.strategies import streams
 from tests.streamwriter import RamBlock, StreamWriter
@@ -50,7 +49,7 @@ def batch_of(w: StreamWriter, base: int = 1000) -> PageBatch:
 def writer(**sizes: int) -> StreamWriter:
     w = StreamWriter()
     w.blocks = {name: bytearray(pages * PAGE) for name, pages in sizes.items()}
-    w.counts = {name: sw.Counter() for name in sizes}
+    w.counts = {name: Counter() for name in sizes}
     w.touched = {name: set() for name in sizes}
     return w
 
@@ -158,7 +157,7 @@ def test_runs_are_maximal() -> None:
 def test_runs_of_any_stream(w: StreamWriter) -> None:
     for batch in decode(w.data).of(PageBatch):
         check_runs(batch)
-        fills = [int(batch.payload(i)[0]) for i in np.flatnonzero(batch.flags & 2)]
+        fills = [int(batch.payload(i)[0]) for i in np.flatnonzero(batch.flags & 2).tolist()]
         assert batch.fills().tolist() == fills
 
 

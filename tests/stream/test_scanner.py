@@ -6,8 +6,7 @@ import random
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
+from hypothesis import given, settings, strategies as st
 
 from tests import streamwriter as sw
 from tests.strategies import lookalikes, page_body
@@ -78,7 +77,7 @@ def scan_all(
     state: RAMState, data: bytes, base: int = 0, pos: int = 0
 ) -> tuple[list[PageBatch], int, int]:
     """Scan again and again until nothing more comes of it."""
-    batches = []
+    batches: list[PageBatch] = []
     view = memoryview(data)
     while True:
         batch, pos, needed = scan_records(state, view, base, pos)
@@ -194,7 +193,7 @@ def test_window_end_at_every_byte(kind: str, count: int) -> None:
     starts = [i.offset for i in w.items] + [len(data)]
     last = w.items[-1].offset
     step = 37 if kind == "page" else 1
-    for cut in [*range(last, len(data), step), *range(0, min(last, 60)), *starts[:-1]]:
+    for cut in [*range(last, len(data), step), *range(min(last, 60)), *starts[:-1]]:
         state = state_of(w)
         batches, pos, needed = scan_all(state, data[:cut])
         whole = max(s for s in starts if s <= cut)
@@ -311,7 +310,7 @@ def test_any_records(
 def bad(data: bytes, state: RAMState | None = None, *, before: int = 0) -> BadRecord:
     """The fault of `data`; `before` records are given out first."""
     state = state or state_of(records())
-    batches = []
+    batches: list[PageBatch] = []
     pos = 0
     with pytest.raises(BadRecord) as caught:
         while True:

@@ -62,10 +62,11 @@ def test_ram_flags() -> None:
 
 
 def test_page_sizes() -> None:
-    assert sorted(constants.TARGET_PAGE_SIZES) == [1 << bits for bits in range(10, 17)]
+    assert sorted(constants.TARGET_PAGE_SIZES) == [256, *(1 << bits for bits in range(10, 17))]
     assert constants.TARGET_PAGE_SIZES[0] == constants.DEFAULT_PAGE_SIZE == 4096
-    # The flags fit below the smallest page.
-    assert constants.RAM_FLAG_MASK < min(constants.TARGET_PAGE_SIZES)
+    # Below the smallest page not all flags have room.
+    assert constants.RAM_LOW_FLAG_MASK == min(constants.TARGET_PAGE_SIZES) - 1
+    assert constants.RAM_FLAG_MASK < 1024
 
 
 def test_capabilities() -> None:
@@ -79,5 +80,7 @@ def test_foreign_magics() -> None:
         b"LibvirtQemudPart\0",
         b"QFI\xfb",
         bytes([0x11, 0x22, 0x33, 0x44]),
-    } <= {m + rest for m in constants.FOREIGN_MAGICS for rest in (b"", b"emudSave\0", b"emudPart\0")}
+    } <= {
+        m + rest for m in constants.FOREIGN_MAGICS for rest in (b"", b"emudSave\0", b"emudPart\0")
+    }
     assert not any(m.startswith(b"QEVM") for m in constants.FOREIGN_MAGICS)

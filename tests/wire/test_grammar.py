@@ -24,7 +24,9 @@ def plain(value: Any) -> Any:
     return value
 
 
-def agree(shape: construct.Construct, value: Any, raw: bytes, *, fixed: bool, **params: Any) -> None:
+def agree(
+    shape: construct.Construct, value: Any, raw: bytes, *, fixed: bool, **params: Any
+) -> None:
     """`raw` parses to `value`, which builds to `raw`, and a fixed size is that of `raw`."""
     stream = construct.io.BytesIO(raw + b"\xa5" * 3)
     assert plain(shape.parse_stream(stream, **params)) == value

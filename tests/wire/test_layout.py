@@ -9,8 +9,7 @@ import struct
 import numpy as np
 import pytest
 from construct import Bytes, Const, Int8ub, Int16ub, Int32ub, Int64ub, Struct
-from hypothesis import given, settings
-from hypothesis import strategies as st
+from hypothesis import given, settings, strategies as st
 
 from tests import streamwriter as sw
 from tests.strategies import fake_heads, lookalikes
@@ -174,7 +173,9 @@ def test_runs_are_those_of_a_plain_walk(
         while True:
             match = pattern.match(memoryview(data), at)
             assert match is not None
-            assert (match.lastindex, match.end()) == walk(data, at, page_size, modifiers, longest)
+            assert (match.lastindex, match.end()) == walk(
+                bytes(data), at, page_size, modifiers, longest
+            )
             if match.lastindex == 3:
                 break
             at = match.end()

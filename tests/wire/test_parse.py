@@ -7,8 +7,7 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
+from hypothesis import given, settings, strategies as st
 
 from tests import streamwriter as sw
 from tests.strategies import block_names
@@ -325,9 +324,7 @@ lists = st.lists(
 
 @settings(deadline=None, max_examples=150)
 @given(lists, st.sampled_from(("plain", "gpa", "ignored")))
-def test_any_block_list(
-    entries: list[tuple[str, int, int | None, int, int]], variant: str
-) -> None:
+def test_any_block_list(entries: list[tuple[str, int, int | None, int, int]], variant: str) -> None:
     raw, want = b"", []
     for idstr, length, size, gpa, ignored in entries:
         raw += sw.cstr8(idstr) + sw.be64(length)

@@ -6,14 +6,14 @@ import json
 from typing import Any
 
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
+from hypothesis import given, settings, strategies as st
 
 from tests import streamwriter as sw
 from tests.strategies import devices
 from tests.streamwriter import Device, Field, Subsection
 from tests.truth import fixture_names, load_manifest, open_fixture
 from vmstream.wire import vmsd
+from vmstream.wire.constants import MAX_VMDESCRIPTION
 
 
 def load(tree: Any) -> vmsd.VMDescriptionLayout:
@@ -185,9 +185,9 @@ def test_deep_nesting(depth: int, opening: str, closing: str) -> None:
     core = '{"vmsd_name": "s"}' if "vmsd_name" in opening else "{}"
     deep = opening * depth + core + closing * depth
     for key in ("configuration", "fields", "subsections"):
-        text = '{"devices": [{"name": "d", "instance_id": 0, "%s": [%s]}]}' % (key, deep)
+        text = '{"devices": [{"name": "d", "instance_id": 0, "' + key + '": [' + deep + "]}]}"
         if key == "configuration":
-            text = '{"configuration": %s, "devices": []}' % deep
+            text = '{"configuration": ' + deep + ', "devices": []}'
         try:
             found = vmsd.load(text.encode())
             for device in found.devices:
@@ -198,7 +198,7 @@ def test_deep_nesting(depth: int, opening: str, closing: str) -> None:
 
 def test_too_long() -> None:
     with pytest.raises(ValueError, match="MiB"):
-        vmsd.load(b'{"devices": []}' + b" " * vmsd.MAX_VMDESCRIPTION)
+        vmsd.load(b'{"devices": []}' + b" " * MAX_VMDESCRIPTION)
 
 
 json_values: st.SearchStrategy[Any] = st.recursive(
@@ -218,7 +218,7 @@ json_values: st.SearchStrategy[Any] = st.recursive(
 )  # fmt: skip
 
 
-@settings(deadline=None, max_examples=300)
+@settings(deadline=None, max_examples=120)
 @given(json_values, json_values)
 def test_any_json_is_a_description_or_a_value_error(tree: Any, device: Any) -> None:
     for text in (tree, {"devices": tree}, {"devices": [device]}):

@@ -212,18 +212,20 @@ class RAMCoverage:
                 first = np.flatnonzero(kind == _ZERO)[np.argmax(fills != 0)]
                 self.first_filled = int(batch.record_offset[first])
             self.filled += int(np.count_nonzero(fills))
-        # With the last two records of the batch before, so that no cut hides one.
+        # With the last records of the batch before, so that no cut hides one.
         keys = np.concatenate((self._last_keys, key))
         jumps = np.diff(keys)
         if (jumps <= 0).any():
-            odd = (jumps[:-1] + jumps[1:] == 2) & (jumps[:-1] != 1)
+            # Two neighbours in front, two behind, and the place between them is the record's own.
+            odd = (jumps[:-3] == 1) & (jumps[1:-2] + jumps[2:-1] == 2) & (jumps[3:] == 1)
+            odd &= jumps[1:-2] != 1
             if odd.any():
                 if not self.out_of_place:
                     offsets = np.concatenate((self._last_offsets, batch.record_offset))
-                    self.first_out_of_place = int(offsets[1 + int(np.argmax(odd))])
+                    self.first_out_of_place = int(offsets[2 + int(np.argmax(odd))])
                 self.out_of_place += int(np.count_nonzero(odd))
-        self._last_keys = keys[-2:]
-        self._last_offsets = np.concatenate((self._last_offsets, batch.record_offset[-2:]))[-2:]
+        self._last_keys = keys[-4:]
+        self._last_offsets = np.concatenate((self._last_offsets, batch.record_offset[-4:]))[-4:]
 
     # Count the records of one block; return which of the pages were sent before.
     def _add_to_block(

@@ -31,7 +31,7 @@ _AMD_HT_START = 0xFD00000000
 # ('0000:00:02.0/vga.vram', '/rom@etc/acpi/tables') belong to a device or to fw_cfg.
 _FIRMWARE = re.compile(
     rb"pc\.(bios|rom)|isa-bios|.*\.(rom|mrom|bios|flash\d*|vram)|.*flash\d+|virt\.secure-ram|pvtime"
-    rb"|mach-virt\.tag|vga\.vram|qxl\..*"
+    rb"|mach-virt\.tag|tpm-ppi|tpm-crb-cmd|vga\.vram|qxl\..*"
 )
 
 

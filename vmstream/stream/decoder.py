@@ -67,7 +67,7 @@ from vmstream.wire.constants import (
     MAX_RAM,
     MAX_RAM_BLOCKS,
     PAGE_KINDS,
-    RAM_FLAG_MASK,
+    RAM_LOW_FLAG_MASK,
     MigCmd,
     RAMSaveFlag,
     SectionType,
@@ -173,7 +173,7 @@ class Decoder:
                 self.offset + left,
                 "the input ends",
                 context=context,
-                expected=f"{size - left} more bytes",
+                expected=f"{size - left} bytes more",
             )
 
     # Bytes from the next one on; empty at the end of the input.
@@ -479,7 +479,8 @@ class Decoder:
             live_ids=self._live,
         )
         for event in frame_tail(tail):
-            self.offset = event.end
+            if not isinstance(event, Anomaly):
+                self.offset = event.end
             yield event
             if isinstance(event, VMDescription):
                 yield from self._check_page_size(event)
@@ -579,7 +580,7 @@ class Decoder:
     def _block_list(self, head: parse.SectionHead, context: str) -> _Steps:
         yield from self._have(RAM_WORD_SIZE, context)
         (word,) = _read_word(self._view, self.offset - self._base)
-        total, flags = word & ~RAM_FLAG_MASK, word & RAM_FLAG_MASK
+        total, flags = word & ~RAM_LOW_FLAG_MASK, word & RAM_LOW_FLAG_MASK
         if flags != RAMSaveFlag.MEM_SIZE:
             raise FormatError(
                 self.offset,

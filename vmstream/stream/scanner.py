@@ -23,6 +23,7 @@ from vmstream.wire.constants import (
     DEFAULT_PAGE_SIZE,
     PAGE_KINDS,
     RAM_FLAG_MASK,
+    RAM_LOW_FLAG_MASK,
     TARGET_PAGE_SIZES,
     RAMSaveFlag,
 )
@@ -402,7 +403,7 @@ def probe_page_size(view: memoryview, pos: int, idstrs: set[bytes], *, flat: boo
             heads = np.ndarray(
                 ((match.end() - pos) // ZERO_STRIDE,), ">u8", view, pos, (ZERO_STRIDE,)
             )
-            offsets |= int(np.bitwise_or.reduce(heads)) & ~RAM_FLAG_MASK
+            offsets |= int(np.bitwise_or.reduce(heads)) & ~RAM_LOW_FLAG_MASK
             pos = match.end()
             continue
         (head,) = _read_word(view, pos)

@@ -245,7 +245,7 @@ class _Framer:
                 context=context,
             )
         return TruncatedError(
-            end, "the input ends", context=context, expected=f"{needed} more bytes"
+            end, "the input ends", context=context, expected=f"at least {needed} bytes more"
         )
 
     def _command(self) -> Command:

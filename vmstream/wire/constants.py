@@ -90,15 +90,16 @@ class RAMSaveFlag(IntFlag):
     MULTIFD_FLUSH = 0x200  # since 8.1
 
 
-# The smallest target page QEMU has is 1 KiB (arm before 2.8), so no flag is above 0x200 and
-# this mask is right whatever the page size. QEMU v10.1.0 migration/ram.h.
+# The flags, and those that fit below the smallest target page, which is 256 bytes (avr; the next
+# is 1 KiB, of arm before 2.8). QEMU v10.1.0 migration/ram.h, target/avr/cpu-param.h.
 RAM_FLAG_MASK = 0x3FF
+RAM_LOW_FLAG_MASK = 0xFF
 PAGE_KINDS = RAMSaveFlag.ZERO | RAMSaveFlag.PAGE | RAMSaveFlag.XBZRLE | RAMSaveFlag.COMPRESS_PAGE
 
 ENCODING_FLAG_XBZRLE = 0x01
 
 # target/*/cpu-param.h: every page size a system target has, the usual one first.
-TARGET_PAGE_SIZES = (4096, 1024, 8192, 16384, 65536, 2048, 32768)
+TARGET_PAGE_SIZES = (4096, 1024, 8192, 16384, 65536, 256, 2048, 32768)
 DEFAULT_PAGE_SIZE = 4096
 
 CAP_IGNORE_SHARED = b"x-ignore-shared"

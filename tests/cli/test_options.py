@@ -1,0 +1,145 @@
+"""Values of options, and what several commands share."""
+
+from __future__ import annotations
+
+import io
+import sys
+from pathlib import Path
+
+import click
+import pytest
+from click.testing import CliRunner
+
+from tests.commandline import vmstream
+from tests.streamwriter import simple_stream
+from tests.truth import fixture_file
+from vmstream.cli.extract_ram import _size
+from vmstream.cli.main import cli
+from vmstream.cli.options import progress_bar
+from vmstream.cli.records import _range
+from vmstream.wire.constants import TARGET_PAGE_SIZES
+
+GIB = 1 << 30
+
+
+@pytest.mark.parametrize(
+    ("text", "size"),
+    [
+        ("0", 0),
+        ("4096", 4096),
+        ("3221225472", 3 * GIB),
+        ("0xc0000000", 3 * GIB),
+        ("0xC0000000", 3 * GIB),
+        ("0xb0000000", 0xB0000000),
+        ("3G", 3 * GIB),
+        ("3g", 3 * GIB),
+        ("3GB", 3 * GIB),
+        ("3GiB", 3 * GIB),
+        ("3072M", 3 * GIB),
+        ("3145728k", 3 * GIB),
+        ("64KiB", 1 << 16),
+        ("1T", 1 << 40),
+        ("0x1", 1),
+    ],
+)
+def test_sizes(text: str, size: int) -> None:
+    assert _size(text) == size
+
+
+@pytest.mark.parametrize("text", ["", "G", "lots", "-1", "1.5G", "3P", "0x", "3 G", "1_000", "١"])
+def test_what_is_no_size(text: str) -> None:
+    with pytest.raises((click.BadParameter, ValueError)):
+        _size(text)
+
+
+@pytest.mark.parametrize("text", ["lots", "1.5G", "", "010", "99999999999999999999999G"])
+def test_bad_sizes_are_usage(text: str, tmp_path: Path) -> None:
+    run = vmstream(
+        "extract-ram", fixture_file("plain-7.2-pc", tmp_path), "-o", tmp_path / "x",
+        "--below-4g", text,
+    )  # fmt: skip
+    assert run.status == 2
+    assert "Traceback" not in run.err
+    assert "below-4g" in run.err
+    assert not (tmp_path / "x").exists()
+
+
+@pytest.mark.parametrize(
+    ("text", "span"),
+    [
+        ("0:", (0, None)),
+        (":", (0, None)),
+        ("0x10:0x20", (16, 32)),
+        ("16:32", (16, 32)),
+        (":0x20", (0, 32)),
+        ("5:5", (5, 5)),
+    ],
+)
+def test_ranges(text: str, span: tuple[int, int | None]) -> None:
+    assert _range(text) == span
+
+
+@pytest.mark.parametrize("command", ["inspect", "records", "extract-ram"])
+def test_page_sizes(command: str, tmp_path: Path) -> None:
+    """Every size that a target has, and no other."""
+    more = ["-o", str(tmp_path / "x")] if command == "extract-ram" else []
+    for bad in ("5000", "0", "-4096", "4K", "131072"):
+        result = CliRunner().invoke(cli, [command, "nowhere", "--page-size", bad, *more])
+        assert result.exit_code == 2
+        for size in TARGET_PAGE_SIZES:
+            assert f"'{size}'" in result.output
+    for size in TARGET_PAGE_SIZES:
+        data = simple_stream(
+            {"mem": {n * size: b"\1" * size if n % 2 else b"" for n in range(5)}}, page_size=size
+        )
+        # Without what states the size.
+        name = f"s{size}"
+        (tmp_path / name).write_bytes(bytes(data))
+        run = vmstream(command, name, "--page-size", str(size), *more, "--json", cwd=tmp_path)
+        assert run.status in (0, 2), run.err  # the guest of pc-i440fx-7.2 has no RAM of such a size
+        (tmp_path / "x").unlink(missing_ok=True)
+
+
+def test_no_bar_without_a_terminal(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "stderr", io.StringIO())
+    with progress_bar("reading") as progress:
+        assert progress is None
+
+
+def test_a_bar_on_a_terminal(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Terminal(io.StringIO):
+        def isatty(self) -> bool:
+            return True
+
+    screen = Terminal()
+    monkeypatch.setattr(sys, "stderr", screen)
+    with progress_bar("reading") as progress:
+        assert progress is not None
+        progress(1 << 20, None)  # a pipe has no size
+        progress(1 << 20, 2 << 20)
+    assert "reading" in screen.getvalue()
+
+
+def test_options_may_stand_anywhere(tmp_path: Path) -> None:
+    path = fixture_file("plain-7.2-pc", tmp_path)
+    one, two = vmstream("inspect", "--json", path), vmstream("inspect", path, "--json")
+    assert one == two
+    assert one.status == 0
+
+
+def test_a_file_whose_name_begins_with_a_dash(tmp_path: Path) -> None:
+    fixture_file("plain-7.2-pc", tmp_path).rename(tmp_path / "-dump")
+    assert vmstream("inspect", "--", "-dump", cwd=tmp_path).status == 0
+    assert vmstream("inspect", "./-dump", cwd=tmp_path).status == 0
+    assert vmstream("inspect", "-dump", cwd=tmp_path).status == 2
+
+
+def test_a_file_name_that_is_no_text(tmp_path: Path) -> None:
+    path = tmp_path / "dump\udcff"
+    fixture_file("plain-7.2-pc", tmp_path).rename(path)
+    for args in (["inspect"], ["inspect", "--json"], ["records"]):
+        run = vmstream(*args, path)
+        assert (run.status, run.err) == (0, "")
+    run = vmstream("extract-ram", path, "-o", tmp_path / "out\udcff", "--manifest", tmp_path / "m")
+    assert (run.status, run.err) == (0, "")
+    assert (tmp_path / "out\udcff").exists()
