@@ -33,6 +33,7 @@ class BytesSource:
     """A source over bytes that gives everything at once."""
 
     seekable = True
+    identity: tuple[int, int] | None = None
 
     def __init__(self, data: bytes, name: str = "bytes") -> None:
         self.data = data
@@ -119,19 +120,20 @@ def decode(
 ) -> Decoded:
     """Decode a whole input.
 
-    With `restless` the window is taken away behind every event and given anew in another place,
-    so a decoder that keeps bytes or positions between events fails.
+    With `restless` the window is taken away behind every event, and what is left of it is given
+    anew in another place: a decoder that keeps bytes or positions between events fails.
     """
     data = bytes(data)
     source = BytesSource(data) if source is None else source
     decoder = Decoder(page_size, strict=strict)
     found = Decoded([], None, decoder)
-    size = 0
+    moved = bytearray()
+    end, at_end = 0, False
     try:
         while (event := decoder.next_event()) is not None:
             if event is NEED_DATA:
                 view, base, at_end = source.window(decoder.offset, decoder.need)
-                size = base + len(view) - decoder.offset
+                end = base + len(view)
                 decoder.supply(view, base, at_end)
                 continue
             kept = owned(event)  # type: ignore[arg-type]
@@ -140,9 +142,10 @@ def decode(
             elif isinstance(kept, Payload):
                 assert kept.data == data[kept.offset : kept.end]
             found.events.append(kept)
-            if restless and size:
-                size = max(1, size - (kept.end - kept.offset))
-                decoder.supply(*source.window(decoder.offset, size))
+            if restless:
+                moved[:] = bytes([POISON]) * len(moved)
+                moved = bytearray(data[decoder.offset : end])
+                decoder.supply(memoryview(moved).toreadonly(), decoder.offset, at_end)
     except StreamError as error:
         assert strict, "a lenient decoder raised"
         found.error = error

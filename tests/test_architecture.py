@@ -27,6 +27,7 @@ MAY_IMPORT = {
         "vmstream.stream",
         "vmstream.transport",
         "vmstream.report.models",
+        "vmstream.report.jsonout",
         "vmstream.wire",
         "vmstream.version",
     ),

@@ -122,7 +122,11 @@ def bench_extract(path: Path, work: Path, runs: int) -> None:
             times.append(time.perf_counter() - begin)
             target.unlink()
     mine, dd = statistics.median(ours), statistics.median(theirs)
-    row("extract-ram, start-up included", f"{mine:.2f} s", f"{mine / dd:.2f} x dd bs=1M ({dd:.2f} s)")
+    row(
+        "extract-ram, start-up included",
+        f"{mine:.2f} s",
+        f"{mine / dd:.2f} x dd bs=1M ({dd:.2f} s)",
+    )
 
 
 def bench_pipe(path: Path, runs: int) -> None:

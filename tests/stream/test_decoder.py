@@ -454,7 +454,7 @@ def test_input_ends_in_a_footer(left: int, which: int) -> None:
 def test_lookalike_footers_in_a_body() -> None:
     """Only one that an item follows ends a body."""
     mark = sw.footer(7)
-    near = [mark, mark + b"\x05", mark + b"\x7e", mark + b"\2\0\0\0\x09", mark + b"\x08\xff\xff"]
+    near = [mark, mark + b"\x05", mark + b"\x7e", mark + b"\x08\xff\xff"]
     near += [mark + b"\4\0\0\0\1\0", mark + b"\4\0\0\0\1\3\xffab\0\0\0\0\0\0\0\0", mark + b"\0\1"]
     body = b"x".join(near) + b"\x7e\0\0\0"
     w = begun()
@@ -486,15 +486,18 @@ def test_lookalike_footers_in_a_body() -> None:
         b"",
     ],
 )
-def test_items_that_end_a_body(behind: bytes) -> None:
+@pytest.mark.parametrize("size", [0, 5, 10_000])
+def test_items_that_end_a_body(behind: bytes, size: int) -> None:
     w = begun()
     w.ram_start([RamBlock("pc.ram", PAGE)])
-    w.live_section("START", 7, b"first", "other")
+    w.live_section("START", 7, b"x" * size, "other")
     at = w.items_of("PAYLOAD")[0]
     for data in (bytes(w) + behind, bytes(w) + behind[:1]):
         found = decode(data, CutSource(data, late_end=True))
         bodies = [f for f in facts(found.events) if f[0] == "Payload"]
         assert bodies[0][1:3] == (at.offset, at.stop)
+        assert [p.final for p in found.of(Payload) if p.section_id == 7][-1]
+        assert len(found.of(SectionFooter)) >= 2
 
 
 def test_an_early_section_is_framed_at_once() -> None:

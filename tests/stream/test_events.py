@@ -161,6 +161,19 @@ def test_runs_of_any_stream(w: StreamWriter) -> None:
         assert batch.fills().tolist() == fills
 
 
+def test_runs_of_records_that_are_as_long_by_chance() -> None:
+    """One with its name and one without, whose payloads make up for the difference."""
+    w = writer(a=4)
+    w.compress_page("a", 0, b"blob", truth=False)
+    w.compress_page("a", PAGE, b"blob" + b"xx", truth=False)
+    assert len({i.stop - i.offset for i in w.items}) == 1
+    check_runs(batch_of(w))
+    w = writer(a=4)
+    w.xbzrle("a", 0, b"\0\3ABC", named=True)
+    w.xbzrle("a", PAGE, b"\0\5ABCDE")
+    check_runs(batch_of(w))
+
+
 def test_fills() -> None:
     batch = batch_of(mixed())
     assert batch.fills().tolist() == [0, 0x77, 0, 0, 0]

@@ -31,7 +31,7 @@ from vmstream.stream.tail import (
     Tail,
     describe,
     find_footer,
-    find_vmdescription,
+    find_vmdescriptions,
     frame_tail,
     has_footer,
     plausible_item,
@@ -56,7 +56,8 @@ def padded_text(length: int) -> bytes:
 
 
 def found(data: bytes) -> tuple[int, int] | None:
-    frame = find_vmdescription(memoryview(data))
+    """Where the frame stands that is the likeliest."""
+    frame = next(find_vmdescriptions(memoryview(data)), None)
     return None if frame is None else (frame.eof, frame.end)
 
 
@@ -66,8 +67,7 @@ def found(data: bytes) -> tuple[int, int] | None:
 def test_find_vmdescription() -> None:
     data = b"\4device\x7e" + frame()
     assert found(data) == (8, len(data))
-    got = find_vmdescription(memoryview(data))
-    assert got is not None
+    (got,) = find_vmdescriptions(memoryview(data))
     assert got.layout.page_size == 4096
 
 
@@ -93,7 +93,9 @@ def test_padding_and_garbage_behind_the_frame(padding: int) -> None:
 
 def test_the_last_frame_counts() -> None:
     one = frame()
-    assert found(one + b"state" + one) == (len(one) + 5, 2 * len(one) + 5)
+    data = one + b"state" + one
+    assert found(data) == (len(one) + 5, 2 * len(one) + 5)
+    assert [f.eof for f in find_vmdescriptions(memoryview(data))] == [len(one) + 5, 0]
 
 
 @pytest.mark.parametrize("fakes", [1, MAX_FRAMES_TRIED - 1, MAX_FRAMES_TRIED, 100, 5000])
@@ -148,8 +150,6 @@ HEADER = sw.section_header(sw.SECTION_FULL, 9, "timer", 0, 2)
 PLAUSIBLE = [
     HEADER,
     sw.section_header(sw.SECTION_START, 0xFFFFFFFE, "x" * 255, 0xFFFFFFFE, 65535),
-    b"\2\0\0\0\7",
-    b"\3\0\0\0\7",
     b"\x08\0\x0b\0\0",
     b"\x08\0\x3f\0\0",
     b"\0\6\0\0\0\2{}",
@@ -161,8 +161,6 @@ IMPLAUSIBLE = [
     b"\7\0\0\0\1x",
     b"\x7e\0\0\0\7",
     b"\xff" * 20,
-    b"\2\0\0\0\x08",
-    b"\3\0\0\1\7",
     b"\x08\0\x40\0\0",
     b"\x08\xff\xff\0\0",
     b"\0\1\0\0",
@@ -174,8 +172,8 @@ IMPLAUSIBLE = [
 ]
 
 
-def plausible(data: bytes, *, at_end: bool) -> bool | None:
-    return plausible_item(memoryview(b"\xa5" + data), 1, (7,), at_end=at_end)
+def plausible(data: bytes, *, at_end: bool, live: bool = False) -> bool | None:
+    return plausible_item(memoryview(b"\xa5" + data), 1, live=live, at_end=at_end)
 
 
 @pytest.mark.parametrize("data", PLAUSIBLE, ids=repr)
@@ -194,6 +192,14 @@ def test_implausible(data: bytes) -> None:
         assert plausible(data, at_end=at_end) is False
 
 
+@pytest.mark.parametrize("data", [b"\2\0\0\0\7", b"\3\0\0\0\x08", b"\2\xff\xff\xff\xff"])
+def test_parts_among_live_sections_alone(data: bytes) -> None:
+    for cut in range(1, len(data) + 1):
+        assert plausible(data[:cut], at_end=False, live=True) is not False
+        assert plausible(data[:cut], at_end=True, live=True) is True
+        assert plausible(data[:cut], at_end=False) is False
+
+
 def test_nothing_there() -> None:
     assert plausible(b"", at_end=False) is None
     assert plausible(b"", at_end=True) is True
@@ -203,9 +209,10 @@ def test_nothing_there() -> None:
 @given(st.binary(max_size=300), st.integers(0, 300))
 def test_plausible_does_not_change_its_mind(data: bytes, cut: int) -> None:
     """What is told from a part of the bytes is told from all of them."""
-    early = plausible(data[:cut], at_end=False)
-    if early is not None:
-        assert plausible(data, at_end=False) is early
+    for live in (False, True):
+        early = plausible(data[:cut], at_end=False, live=live)
+        if early is not None:
+            assert plausible(data, at_end=False, live=live) is early
 
 
 # ---- footers ---------------------------------------------------------------------------------
@@ -227,37 +234,37 @@ def test_has_footer() -> None:
 def test_find_footer() -> None:
     data = b"body" + MARK + HEADER
     for start in range(5):
-        assert find_footer(memoryview(data), start, 7, (), at_end=True) == (4, True)
-    assert find_footer(memoryview(data), 5, 7, (), at_end=True)[1] is False
+        assert find_footer(memoryview(data), start, 7, live=False, at_end=True) == (4, True)
+    assert find_footer(memoryview(data), 5, 7, live=False, at_end=True)[1] is False
 
 
 @pytest.mark.parametrize("section_id", [0, 0x7E, 0x2E2E2E2E, 0x5B285C0A, 0x7E7E7E7E, 0xFFFFFFFF])
 def test_ids_that_mean_something_to_a_pattern(section_id: int) -> None:
     data = b"body\x7e" + sw.footer(section_id) + HEADER
-    assert find_footer(memoryview(data), 0, section_id, (), at_end=True)[1] is True
+    assert find_footer(memoryview(data), 0, section_id, live=False, at_end=True)[1] is True
 
 
 def test_the_first_plausible_footer_counts() -> None:
     data = MARK + b"\5" + MARK + HEADER + MARK + HEADER
-    assert find_footer(memoryview(data), 0, 7, (), at_end=True) == (6, True)
+    assert find_footer(memoryview(data), 0, 7, live=False, at_end=True) == (6, True)
 
 
 def test_footers_that_overlap() -> None:
     mark = sw.footer(0x7E000000)
     data = b"\x7e\x7e\0\0\0" + mark[:0] + b"\x7e\x7e\0\0\0" + HEADER
-    assert find_footer(memoryview(data), 0, 0x7E000000, (), at_end=True) == (5, True)
+    assert find_footer(memoryview(data), 0, 0x7E000000, live=False, at_end=True) == (5, True)
 
 
 def test_where_to_look_again() -> None:
     data = b"b" * 100 + MARK + HEADER
     for cut in range(len(data)):
-        at, done = find_footer(memoryview(data[:cut]), 0, 7, (), at_end=False)
+        at, done = find_footer(memoryview(data[:cut]), 0, 7, live=False, at_end=False)
         assert not done or cut >= 105
         # Nothing that could be part of the footer is passed over.
         assert at <= 100
         assert at >= min(100, cut - FOOTER_SIZE + 1)
         if not done:
-            assert find_footer(memoryview(data), at, 7, (), at_end=True) == (100, True)
+            assert find_footer(memoryview(data), at, 7, live=False, at_end=True) == (100, True)
 
 
 def test_describe() -> None:
@@ -661,14 +668,14 @@ def test_damaged_tails(seed: int, vmdescription: bool, footers: bool | None) -> 
     for _ in range(rng.randrange(1, 4)):
         data[rng.randrange(len(data))] = rng.choice((0, 4, 6, 0x7E, 0xFF, rng.randrange(256)))
     del data[rng.randrange(len(data)) + 1 :]
-    events = framed(bytes(data), footers=footers, live_ids=(7,))
+    events = framed(bytes(data), footers=footers)
     faults = errors(events)
     if faults:
         with pytest.raises(type(faults[0])) as caught:
-            framed(bytes(data), footers=footers, live_ids=(7,), strict=True)
+            framed(bytes(data), footers=footers, strict=True)
         assert str(caught.value) == str(faults[0])
     else:
-        framed(bytes(data), footers=footers, live_ids=(7,), strict=True)
+        framed(bytes(data), footers=footers, strict=True)
 
 
 def test_frames_tried_are_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -679,7 +686,7 @@ def test_frames_tried_are_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
         raise ValueError
 
     monkeypatch.setattr(vmsd, "load", refuse)
-    assert found(frame() * 1000) is None
+    assert list(find_vmdescriptions(memoryview(frame() * 1000))) == []
     assert len(tried) == MAX_FRAMES_TRIED
 
 

@@ -7,7 +7,6 @@ import io
 import mmap
 import os
 import random
-import sys
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -473,43 +472,55 @@ def test_open_a_fifo(tmp_path: Path) -> None:
     thread.join()
 
 
-class Stdin:
-    def __init__(self, fd: int) -> None:
-        self.fd = fd
-
-    def fileno(self) -> int:
-        return self.fd
+@contextmanager
+def standard_input(fd: int) -> Iterator[None]:
+    """Make `fd` the standard input."""
+    kept = os.dup(0)
+    os.dup2(fd, 0)
+    try:
+        yield
+        # It was lent, and is still open.
+        assert os.fstat(0).st_ino == os.fstat(fd).st_ino
+    finally:
+        os.dup2(kept, 0)
+        os.close(kept)
+        os.close(fd)
 
 
 @pytest.mark.parametrize("start", [0, 1, GRAIN + 7, len(DATA)])
-def test_standard_input_at_an_offset(
-    path: Path, way: str, monkeypatch: pytest.MonkeyPatch, start: int
-) -> None:
+def test_standard_input_at_an_offset(path: Path, way: str, start: int) -> None:
     """A file that the shell opened, of which another program has read a part."""
     fd = os.open(path, os.O_RDONLY)
     os.lseek(fd, start, os.SEEK_SET)
-    monkeypatch.setattr(sys, "stdin", Stdin(fd))
-    with OpenSource("-") as source:
+    with standard_input(fd), OpenSource("-") as source:
         assert isinstance(source, FileSource)
         assert source.name == "standard input"
         assert source.size == len(DATA) - start
         offset = 0
         while offset < len(DATA) - start:
             offset = check_window(source, DATA[start:], offset, 8)
-    # It was lent, and is still open.
-    os.fstat(fd)
-    os.close(fd)
 
 
-def test_standard_input_from_a_pipe(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_standard_input_from_a_pipe() -> None:
     reader, writer = os.pipe()
     os.write(writer, DATA[:1000])
     os.close(writer)
-    monkeypatch.setattr(sys, "stdin", Stdin(reader))
-    with OpenSource("-") as source:
+    with standard_input(reader), OpenSource("-") as source:
         assert isinstance(source, PipeSource)
         assert owned(source.window(0, 2000)) == (DATA[:1000], 0, True)
-    os.close(reader)
+
+
+def test_identity(path: Path, tmp_path: Path) -> None:
+    """Two names of one file are told apart from two files; a pipe is nothing of the kind."""
+    other = tmp_path / "other"
+    other.write_bytes(DATA)
+    link = tmp_path / "link"
+    link.symlink_to(path)
+    with OpenSource(path) as one, OpenSource(link) as same, OpenSource(other) as another:
+        assert one.identity == same.identity == DigestSource(one).identity
+        assert one.identity != another.identity
+    with pipe(lambda fd: None) as source:
+        assert source.identity is None
 
 
 def test_what_no_window_holds_is_a_gap(path: Path) -> None:

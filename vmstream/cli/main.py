@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import io
 import os
 import signal
 import sys
@@ -51,17 +52,6 @@ class _Commands(click.Group):
         command: click.Command = getattr(importlib.import_module(module), attribute)
         return command
 
-    def invoke(self, ctx: click.Context) -> object:
-        # click turns a closed pipe into status 1 by itself, so it is caught before.
-        try:
-            status = super().invoke(ctx)
-            sys.stdout.flush()
-        except BrokenPipeError:
-            # Keep the interpreter from telling of it when it flushes at exit.
-            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-            return _CLOSED_PIPE
-        return status
-
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         with formatter.section("Commands"):
             formatter.write_dl([(name, text) for name, (_, _, text) in _COMMANDS.items()])
@@ -83,11 +73,34 @@ def _terminate(signum: int, _frame: object) -> None:
 def main(args: list[str] | None = None) -> int:
     """Run the command line and return the exit status."""
     signal.signal(signal.SIGTERM, _terminate)
+    if sys.stdout is None:
+        sys.stdout = io.StringIO()
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="backslashreplace")
     try:
-        status = cli.main(args, prog_name="vmstream", standalone_mode=False)
+        status = _run(sys.argv[1:] if args is None else args)
+        sys.stdout.flush()
+    except BrokenPipeError:
+        status = _CLOSED_PIPE
+    except OSError as exc:
+        name = f"{os.fsdecode(exc.filename)}: " if exc.filename else ""
+        _tell(f"{name}{exc.strerror or exc}")
+        status = EXIT_OS
+    else:
+        return status
+    # The interpreter flushes at exit, and would tell of what failed once more.
+    sys.stdout = io.StringIO()
+    return status
+
+
+# Not click's own main(), which turns a closed pipe into status 1.
+def _run(args: list[str]) -> int:
+    try:
+        with cli.make_context("vmstream", list(args)) as context:
+            status = cli.invoke(context)
     except click.exceptions.Exit as exc:
         return exc.exit_code
-    except click.Abort:
+    except (click.Abort, KeyboardInterrupt):
         return _INTERRUPTED
     except click.ClickException as exc:
         exc.show()
@@ -95,10 +108,6 @@ def main(args: list[str] | None = None) -> int:
     except VmstreamError as exc:
         _tell(str(exc))
         return exc.exit_code
-    except OSError as exc:
-        name = f"{os.fsdecode(exc.filename)}: " if exc.filename else ""
-        _tell(f"{name}{exc.strerror or exc}")
-        return EXIT_OS
     return status if isinstance(status, int) else 0
 
 

@@ -154,8 +154,14 @@ def _offer(blocks: tuple[RAMBlock, ...]) -> str:
 _X86 = ("pc", "q35", "microvm", "isapc")
 
 # Where RAM starts on machines that have it in one piece. QEMU v10.1.0 hw/arm/virt.c,
-# hw/riscv/virt.c, hw/ppc/spapr.c, hw/s390x/s390-virtio-ccw.c.
-_BASES = {"arm virt": 0x40000000, "riscv virt": 0x80000000, "pseries": 0, "s390-ccw-virtio": 0}
+# hw/riscv/virt.c, hw/m68k/virt.c, hw/ppc/spapr.c, hw/s390x/s390-virtio-ccw.c.
+_BASES = {
+    "arm virt": 0x40000000,
+    "riscv virt": 0x80000000,
+    "m68k virt": 0,
+    "pseries": 0,
+    "s390-ccw-virtio": 0,
+}
 
 
 def _family(evidence: Evidence) -> str:
@@ -172,7 +178,8 @@ def _family(evidence: Evidence) -> str:
     if name.startswith((b"pc-", b"xenfv")):
         return "pc"
     if name.startswith(b"virt-"):
-        return "arm virt"
+        # m68k has a machine of that name too; only arm's has flash.
+        return "arm virt" if b"virt.flash0" in idstrs else "m68k virt"
     if name == b"virt" and any(i.startswith(b"riscv_virt_board.") for i in idstrs):
         return "riscv virt"
     for family in ("pseries", "s390-ccw-virtio"):

@@ -11,6 +11,7 @@ from vmstream.errors import (
     EXIT_FINDINGS,
     FormatError,
     IntegrityError,
+    LimitError,
     OutputError,
     StreamError,
     TruncatedError,
@@ -43,7 +44,7 @@ from vmstream.stream.events import (
 from vmstream.transport.sink import OutputFile, check_free, make_directory, safe_names, write_text
 from vmstream.transport.source import DigestSource, Source
 from vmstream.version import __version__
-from vmstream.wire.constants import CAP_IGNORE_SHARED, MigCmd
+from vmstream.wire.constants import CAP_IGNORE_SHARED, DEFAULT_PAGE_SIZE, MigCmd
 from vmstream.wire.vmsd import top_fields
 
 _RTC = b"mc146818rtc"
@@ -126,8 +127,10 @@ class _Writer:
         stack: contextlib.ExitStack,
         summary: Summary,
         peeked: Evidence | None,
+        source: Source,
     ) -> None:
         self._options = options
+        self._source = source
         self._stack = stack
         self._summary = summary
         self._peeked = peeked
@@ -160,6 +163,8 @@ class _Writer:
         if options.all_blocks is not None:
             make_directory(options.all_blocks)
             check_free(options.all_blocks / "manifest.json", force=options.force)
+            if options.manifest is not None:
+                _check_apart(options.all_blocks / "manifest.json", options.manifest)
             names = safe_names((b.idstr for b in blocks), ".raw")
             for i, name in enumerate(names):
                 out = self._file(i, options.all_blocks / name, blocks[i].used_length)
@@ -178,6 +183,9 @@ class _Writer:
         return self._image
 
     def _file(self, key: int | None, path: Path, size: int) -> OutputFile:
+        if self._options.manifest is not None:
+            _check_apart(path, self._options.manifest)
+        check_free(path, force=self._options.force, keep=self._source.identity)
         out = self._stack.enter_context(OutputFile(path, force=self._options.force))
         out.resize(size)
         self.files[key] = out
@@ -230,6 +238,12 @@ def moves(old: PhysicalMap, new: PhysicalMap) -> Iterator[tuple[int, int, int]]:
                 )
 
 
+# Two outputs of one name would leave one of them.
+def _check_apart(first: Path, second: Path) -> None:
+    if first.resolve() == second.resolve():
+        raise OutputError(f"{second}: two outputs of one name")
+
+
 def find_block(blocks: tuple[RAMBlock, ...], name: str) -> int:
     """Index of the block of this name. Raises OutputError, with the names there are."""
     names = [models.readable(b.idstr) for b in blocks]
@@ -259,13 +273,15 @@ def extract(
     """
     for path in (options.output, options.manifest):
         if path is not None:
-            check_free(path, force=options.force)
+            check_free(path, force=options.force, keep=source.identity)
+    if options.manifest is not None and options.output is not None:
+        _check_apart(options.output, options.manifest)
     peeked = _peek(source, options)
     digest = DigestSource(source) if options.manifest is not None else None
     decoder = Decoder(options.page_size, strict=not options.partial)
     summary, evidence = Summary(), MapEvidence()
     with contextlib.ExitStack() as stack:
-        writer = _Writer(options, stack, summary, peeked)
+        writer = _Writer(options, stack, summary, peeked, source)
         try:
             run(digest or source, decoder, [summary, evidence, writer], progress)
         except (TruncatedError, FormatError, IntegrityError) as error:
@@ -273,13 +289,15 @@ def extract(
             raise
         if not summary.read and summary.findings.error is not None:
             raise summary.findings.error
+        if isinstance(summary.findings.error, (UnsupportedError, LimitError)):
+            raise summary.findings.error
         summary.finish()
         _check_whole(summary, options)
-        writer.drop_unsent()
         if not writer.files:
             if not summary.blocks:
                 raise IntegrityError(summary.end, "the stream has no RAM")
-            writer.open(summary.blocks, decoder.page_size or 4096)
+            writer.open(summary.blocks, decoder.page_size or DEFAULT_PAGE_SIZE)
+        writer.drop_unsent()
         machine = summary.configuration.name if summary.configuration else None
         writer.settle(evidence.evidence(machine))
         outputs = [

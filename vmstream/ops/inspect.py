@@ -35,6 +35,7 @@ from vmstream.transport.source import Source
 from vmstream.wire.constants import (
     CAP_IGNORE_SHARED,
     COMMAND_LENGTHS,
+    DEFAULT_PAGE_SIZE,
     MigCmd,
     RAMSaveFlag,
     SectionType,
@@ -324,8 +325,15 @@ class Summary:
     def coverage_blocks(self) -> list[BlockCoverage]:
         """Coverage per block; blocks without a page are there too."""
         if self.coverage is None:
-            return RAMCoverage(self.blocks, 4096).blocks
+            return RAMCoverage(self.blocks, self._page_size() or DEFAULT_PAGE_SIZE).blocks
         return self.coverage.blocks
+
+    # The page size that the stream states; RAM may have been read with another.
+    def _page_size(self) -> int | None:
+        if self.configuration and self.configuration.target_page_bits:
+            return 1 << self.configuration.target_page_bits
+        described = self.vmdescription
+        return described.layout.page_size if described and described.layout else None
 
     @property
     def complete(self) -> bool:

@@ -13,7 +13,7 @@ from vmstream.errors import StreamError, UnsupportedError
 from vmstream.ops.pipeline import events
 from vmstream.stream.decoder import Decoder
 from vmstream.stream.events import Anomaly, Event, Gap, SectionStart
-from vmstream.stream.tail import FOOTER_SIZE, Tail, find_vmdescription, frame_tail, has_footer
+from vmstream.stream.tail import FOOTER_SIZE, Tail, find_vmdescriptions, frame_tail, has_footer
 from vmstream.transport.source import Source
 from vmstream.wire import grammar
 from vmstream.wire.constants import SectionType
@@ -55,7 +55,7 @@ def quick_events(source: Source, decoder: Decoder) -> Iterator[Event]:
         yield Gap(offset, source.size, "not read")
         yield Anomaly(
             offset,
-            source.size,
+            offset,
             "warning",
             "quick-end-not-found",
             "no end of stream that a quick look can tell: truncated, or of a kind that takes "
@@ -85,7 +85,7 @@ def _find_tail(
                 )
             ):
                 continue
-            tail = Tail(data[at:], begin + at, footers, strict=True, live_ids=live)
+            tail = Tail(data[at:], begin + at, footers, strict=True)
             if _frames(tail):
                 return begin + at, tail
         if begin == low or look >= _LAST_LOOK:
@@ -95,9 +95,11 @@ def _find_tail(
 
 # Positions where the first device section may stand, the likeliest first.
 def _candidates(data: memoryview, live: list[int], footers: bool | None) -> Iterator[int]:
-    frame = find_vmdescription(data)
+    frame = next(find_vmdescriptions(data), None)
     if frame is not None:
         for device in frame.layout.devices[:4]:
+            if not 0 < len(device.idstr) < 256:
+                continue
             name = grammar.COUNTED_STRING.build(device.idstr)
             mark = re.escape(name + device.instance_id.to_bytes(4, "big"))
             full = bytes([SectionType.QEMU_VM_SECTION_FULL])

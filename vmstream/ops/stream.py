@@ -23,8 +23,9 @@ from vmstream.stream.events import (
 from vmstream.transport.source import OpenSource
 from vmstream.wire.constants import RAMSaveFlag
 
-# Events that are read ahead to find the head of a stream.
+# Events, and bytes of other sections, that are read ahead to find the head of a stream.
 _LONGEST_HEAD = 1000
+_LARGEST_HEAD = 1 << 20
 
 
 class Stream:
@@ -82,8 +83,13 @@ class Stream:
     # Everything up to the first page: kept to be handed out again. Only the last event may
     # still borrow from the window, as no other was asked for behind it.
     def _read_head(self) -> None:
+        kept = 0
         for event in islice(self._events, _LONGEST_HEAD):
             if isinstance(event, Payload):
+                kept += len(event.data)
+                if self.blocks or kept > _LARGEST_HEAD:
+                    self._ahead.append(event)
+                    return
                 event = replace(event, data=memoryview(bytes(event.data)))
             self._ahead.append(event)
             if isinstance(event, Configuration):

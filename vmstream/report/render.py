@@ -7,36 +7,41 @@ from collections.abc import Iterable
 from typing import IO, Any
 
 from rich.console import Console
-from rich.markup import escape
 from rich.table import Table
+from rich.text import Text
 
 from vmstream.report.models import ExtractReport, InspectReport, PageCounts, RecordReport
 
-# Width of a report that does not go to a terminal.
-_PLAIN_WIDTH = 160
+# More than any table takes, so that none is made narrower.
+_WIDTH = 4000
 _DEVICES_AT_A_GLANCE = 60
 _PASSES_AT_A_GLANCE = 6
 _FINDINGS_AT_A_GLANCE = 10
 
 
+class _Console(Console):
+    # Not rich's own way, which ends the process with status 1.
+    def on_broken_pipe(self) -> None:
+        raise BrokenPipeError
+
+
 def console(file: IO[str] | None = None) -> Console:
-    """Return a console that colours only terminals, and honours NO_COLOR."""
-    file = file or sys.stdout
-    return Console(
-        file=file,
+    """Return a console that colours only terminals, and honours NO_COLOR.
+
+    Lines are as long as they have to be: a number cut off would be another number.
+    """
+    return _Console(
+        file=file or sys.stdout,
         highlight=False,
         emoji=False,
-        soft_wrap=not file.isatty(),
-        width=None if file.isatty() else _PLAIN_WIDTH,
+        markup=False,
+        soft_wrap=True,
+        width=_WIDTH,
     )
 
 
 def printable(text: str) -> str:
     """Escape what would not print, or would be taken for an instruction to the terminal."""
-    return escape(_visible(text))
-
-
-def _visible(text: str) -> str:
     return "".join(c if c.isprintable() else repr(c)[1:-1] for c in text)
 
 
@@ -63,7 +68,7 @@ def _pages(pages: PageCounts) -> list[str]:
 
 
 def _row(out: Console, name: str, text: str) -> None:
-    out.print(f"[bold]{name:<13}[/]{text}", soft_wrap=True)
+    out.print(Text.assemble((f"{name:<13}", "bold"), text))
 
 
 def render_inspect(
@@ -76,12 +81,9 @@ def render_inspect(
 ) -> None:
     """Print an inspect report; the flags add the long lists."""
     out = out or console()
-    state = "[green]complete[/]" if report.complete else "[red]not complete[/]"
-    out.print(
-        f"[bold]{printable(report.input)}[/]: migration stream ({report.container}), "
-        f"{size_text(report.size)}, {state}",
-        soft_wrap=True,
-    )
+    state = ("complete", "green") if report.complete else ("not complete", "red")
+    what = f": migration stream ({report.container}), {size_text(report.size)}, "
+    out.print(Text.assemble((printable(report.input), "bold"), what, state))
     _row(out, "machine", printable(report.machine or "not stated (no configuration section)"))
     if report.uuid:
         _row(out, "uuid", report.uuid)
@@ -182,7 +184,7 @@ def _sections(out: Console, report: InspectReport, *, devices: bool, sections: b
             for s in glance
         ]
         for line in _flow(words, 100):
-            out.print(f"  {line}", soft_wrap=True)
+            out.print(f"  {line}")
         if len(listed) > len(glance):
             out.print(f"  ... {len(listed) - len(glance)} more (--devices)")
 
@@ -208,9 +210,8 @@ def _end(out: Console, report: InspectReport) -> None:
     _row(out, "findings", str(report.anomaly_count))
     colours = {"error": "red", "warning": "yellow", "info": "blue"}
     for a in report.anomalies[:_FINDINGS_AT_A_GLANCE]:
-        out.print(
-            f"  [{colours[a.severity]}]{a.severity}[/]: {printable(a.message)}", soft_wrap=True
-        )
+        severity = (a.severity, colours[a.severity])
+        out.print(Text.assemble("  ", severity, f": {printable(a.message)}"))
     if report.anomaly_count > _FINDINGS_AT_A_GLANCE:
         out.print(f"  ... {report.anomaly_count - _FINDINGS_AT_A_GLANCE} more (--json)")
 
@@ -220,7 +221,7 @@ def render_extract(report: ExtractReport, out: Console | None = None) -> None:
     out = out or console()
     for item in report.outputs:
         what = f"block {printable(item.idstr)}" if item.idstr else "guest-physical image"
-        out.print(f"{printable(item.path)}: {what}, {size_text(item.size)}", soft_wrap=True)
+        out.print(f"{printable(item.path)}: {what}, {size_text(item.size)}")
     if report.layout is not None:
         for region in report.layout.regions:
             end = region.gpa + region.length
@@ -229,17 +230,16 @@ def render_extract(report: ExtractReport, out: Console | None = None) -> None:
             )
         out.print(f"  decided by {report.layout.decided_by} (inferred)")
         for reason in report.layout.reasons:
-            out.print(f"  {printable(reason)}", soft_wrap=True)
+            out.print(f"  {printable(reason)}")
     notes = console(sys.stderr)
     for doubt in report.layout.doubts if report.layout else ():
-        notes.print(f"vmstream: [yellow]warning[/]: {printable(doubt)}", soft_wrap=True)
+        notes.print(f"vmstream: warning: {printable(doubt)}")
     for a in report.anomalies[:_FINDINGS_AT_A_GLANCE]:
-        notes.print(f"vmstream: {a.severity}: {printable(a.message)}", soft_wrap=True)
+        notes.print(f"vmstream: {a.severity}: {printable(a.message)}")
     for block in report.ram_blocks:
         if block.pages_missing:
             notes.print(
                 f"vmstream: block {printable(block.idstr)} lacks {block.pages_missing:,} pages",
-                soft_wrap=True,
             )
 
 
@@ -265,4 +265,4 @@ def record_line(item: RecordReport) -> str:
     else:
         said = " ".join(f"{key}={value}" for key, value in fields.items() if value is not None)
     text = f"{item.offset:#014x} {size:>10}  {item.type:<13} {said}".rstrip()
-    return _visible(text)
+    return printable(text)

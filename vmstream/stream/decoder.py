@@ -56,6 +56,7 @@ from vmstream.stream.tail import (
     find_footer,
     frame_tail,
     has_footer,
+    is_footer_start,
 )
 from vmstream.wire import grammar, parse
 from vmstream.wire.constants import (
@@ -307,8 +308,11 @@ class Decoder:
                 raise LimitError(self.offset, f"a package of {length} bytes", context="PACKAGED")
             yield from self._want(length)
             package = bytes(self._bytes()[:length])
-            yield from self._tail(package, packaged=True, zeros=0)
-            if len(package) < length:
+            damaged = False
+            for event in self._tail(package, packaged=True, zeros=0):
+                damaged = damaged or (isinstance(event, Anomaly) and event.error is not None)
+                yield event
+            if len(package) < length and not damaged:
                 raise self._ends("PACKAGED")
 
     def _start(self) -> _Steps:
@@ -373,6 +377,8 @@ class Decoder:
         if self.footers is None:
             # The first section tells for the whole stream. QEMU v10.1.0 migration/savevm.c
             # check_section_footer() asks the machine type, which is not to be trusted here.
+            if 0 < left < FOOTER_SIZE and is_footer_start(self._bytes(), head.section_id):
+                raise self._ends(f"footer of {describe(head)}")
             self.footers = found
             if not found:
                 return
@@ -401,7 +407,7 @@ class Decoder:
             )
         while True:
             size, found = find_footer(
-                self._bytes(), 0, head.section_id, self._live, at_end=self._at_end
+                self._bytes(), 0, head.section_id, live=True, at_end=self._at_end
             )
             if found or size:
                 # A stretch of the body; the bytes behind it may be part of a footer.
@@ -420,7 +426,7 @@ class Decoder:
         begin = self.offset
         while True:
             size, found = find_footer(
-                self._bytes(), 0, head.section_id, self._live, at_end=self._at_end
+                self._bytes(), 0, head.section_id, live=True, at_end=self._at_end
             )
             self._take(size)
             if found:
@@ -476,7 +482,6 @@ class Decoder:
             strict=self._strict,
             at_end=at_end,
             zeros=zeros,
-            live_ids=self._live,
         )
         for event in frame_tail(tail):
             if not isinstance(event, Anomaly):

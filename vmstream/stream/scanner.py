@@ -408,6 +408,10 @@ def probe_page_size(view: memoryview, pos: int, idstrs: set[bytes], *, flat: boo
             continue
         (head,) = _read_word(view, pos)
         flags = head & RAM_FLAG_MASK
+        sizes: tuple[int, ...] = TARGET_PAGE_SIZES
+        if not is_legal_flags(flags):
+            # With pages of 256 bytes the upper two are bits of the offset.
+            flags, sizes = head & RAM_LOW_FLAG_MASK, (min(TARGET_PAGE_SIZES),)
         if not is_legal_flags(flags) or not flags & _PAGE_KINDS:
             break
         offsets |= head & ~RAM_FLAG_MASK
@@ -419,7 +423,7 @@ def probe_page_size(view: memoryview, pos: int, idstrs: set[bytes], *, flat: boo
         if flags & _PAGE:
             fits = [
                 size
-                for size in TARGET_PAGE_SIZES
+                for size in sizes
                 if not offsets & (size - 1) and _head_at(view, pos + size, size, idstrs, flat)
             ]
             return fits[0] if fits else None

@@ -10,8 +10,8 @@ from __future__ import annotations
 
 import re
 from collections import deque
-from collections.abc import Collection, Iterator
-from dataclasses import dataclass, field
+from collections.abc import Iterator
+from dataclasses import dataclass, field, replace
 
 from vmstream.errors import (
     FormatError,
@@ -70,7 +70,6 @@ class Tail:
         strict: Raise at the first fault instead of going on behind it.
         at_end: The input ends where `data` and `zeros` end.
         zeros: Zero bytes of the input behind `data` that are not held.
-        live_ids: Section ids of the iterable sections, for plausibility.
     """
 
     data: memoryview = field(repr=False)
@@ -80,13 +79,12 @@ class Tail:
     strict: bool = False
     at_end: bool = True
     zeros: int = 0
-    live_ids: Collection[int] = ()
 
 
-def find_vmdescription(data: memoryview) -> Frame | None:
-    """Find the VMDESCRIPTION by its frame: EOF, type byte, a length that fits, JSON that parses.
+def find_vmdescriptions(data: memoryview) -> Iterator[Frame]:
+    """Find what may be the VMDESCRIPTION by its frame, the last first.
 
-    The last such frame counts; padding may follow it.
+    That is EOF, the type byte, a length that fits, and JSON of its shape; padding may follow.
     """
     mark = bytes([SectionType.QEMU_VM_EOF, SectionType.QEMU_VM_VMDESCRIPTION])
     tries: deque[tuple[int, int, int]] = deque(maxlen=MAX_FRAMES_TRIED)
@@ -98,18 +96,15 @@ def find_vmdescription(data: memoryview) -> Frame | None:
     while tries:
         eof, begin, end = tries.pop()
         try:
-            return Frame(eof, end, vmsd.load(bytes(data[begin:end])))
+            yield Frame(eof, end, vmsd.load(bytes(data[begin:end])))
         except ValueError:
             continue
-    return None
 
 
-def plausible_item(
-    data: memoryview, pos: int, live_ids: Collection[int], *, at_end: bool
-) -> bool | None:
+def plausible_item(data: memoryview, pos: int, *, live: bool, at_end: bool) -> bool | None:
     """Whether an item can stand at `pos`; `None` if the bytes given do not tell yet.
 
-    Used only where the end of a body is inferred.
+    Used only where the end of a body is inferred. `live`: iterable sections may follow.
     """
     unknown = True if at_end else None
     if pos >= len(data):
@@ -129,21 +124,23 @@ def plausible_item(
     if kind == SectionType.QEMU_VM_COMMAND:
         return unknown if len(rest) < 2 else int.from_bytes(rest[:2], "big") < _PLAUSIBLE_COMMAND
     if kind in (SectionType.QEMU_VM_SECTION_PART, SectionType.QEMU_VM_SECTION_END):
-        return unknown if len(rest) < 4 else int.from_bytes(rest, "big") in live_ids
+        # Whatever its id: an unknown one is a fault of that item, not of the footer before.
+        return live
     return False
 
 
 def find_footer(
-    data: memoryview, start: int, section_id: int, live_ids: Collection[int], *, at_end: bool
+    data: memoryview, start: int, section_id: int, *, live: bool, at_end: bool
 ) -> tuple[int, bool]:
     """Find the first footer of `section_id` that an item follows, from `start` on.
 
     Returns:
         (position, True) if found; else (position from which to look again, False).
     """
-    mark = re.compile(re.escape(_FOOTER.pack(SectionType.QEMU_VM_SECTION_FOOTER, section_id)))
-    for match in mark.finditer(data, start):
-        follows = plausible_item(data, match.end(), live_ids, at_end=at_end)
+    mark = _FOOTER.pack(SectionType.QEMU_VM_SECTION_FOOTER, section_id)
+    # Only looked ahead for, since an id of 0x7e... lets footers overlap.
+    for match in re.compile(b"(?=%s)" % re.escape(mark)).finditer(data, start):
+        follows = plausible_item(data, match.start() + FOOTER_SIZE, live=live, at_end=at_end)
         if follows:
             return match.start(), True
         if follows is None:
@@ -158,6 +155,12 @@ def has_footer(data: memoryview, pos: int, section_id: int) -> bool:
     )
 
 
+def is_footer_start(data: memoryview, section_id: int) -> bool:
+    """Whether `data` is what the footer of this section starts with."""
+    mark = _FOOTER.pack(SectionType.QEMU_VM_SECTION_FOOTER, section_id)
+    return mark.startswith(bytes(data[:FOOTER_SIZE]))
+
+
 def describe(head: parse.SectionHead) -> str:
     """Name a section in a message."""
     instance = f" instance {head.instance_id:#x}" if head.instance_id else ""
@@ -170,21 +173,38 @@ def frame_tail(tail: Tail) -> Iterator[Event]:
     Raises:
         StreamError: At the first fault, if `tail.strict`.
     """
-    return _Framer(tail).events()
+    return _Framer(tail, None if tail.packaged else _choose_frame(tail)).events()
+
+
+# The frame that the sections lead up to. Device state may hold anything, a frame too, so one
+# that they do not lead up to counts only if nothing but padding follows it: then the damage is in
+# the sections.
+def _choose_frame(tail: Tail) -> Frame | None:
+    found = list(find_vmdescriptions(tail.data))
+    for frame in found:
+        try:
+            deque(_Framer(replace(tail, strict=True), frame).events(), maxlen=0)
+        except StreamError:
+            continue
+        return frame
+    if found and not any(tail.data[found[0].end :]):
+        return found[0]
+    return None
 
 
 class _Framer:
-    def __init__(self, tail: Tail) -> None:
+    def __init__(self, tail: Tail, frame: Frame | None) -> None:
         self.tail = tail
         self.data = tail.data
         self.base = tail.base
         self.pos = 0
         self.ended = False
         self.footers = tail.footers
-        self.frame = None if tail.packaged else find_vmdescription(tail.data)
-        self.layouts = (
-            {(d.idstr, d.instance_id): d for d in self.frame.layout.devices} if self.frame else {}
-        )
+        self.frame = frame
+        # In stream order, should two have the same name and instance.
+        self.layouts: dict[tuple[bytes, int], deque[vmsd.DeviceLayout]] = {}
+        for device in frame.layout.devices if frame else ():
+            self.layouts.setdefault((device.idstr, device.instance_id), deque()).append(device)
 
     def events(self) -> Iterator[Event]:
         try:
@@ -283,7 +303,8 @@ class _Framer:
 
     def _body(self, head: parse.SectionHead) -> Iterator[Event]:
         begin = self.pos
-        layout = self.layouts.get((head.idstr, head.instance_id))
+        layouts = self.layouts.get((head.idstr, head.instance_id))
+        layout = layouts.popleft() if layouts else None
         version = layout.description.get("version", head.version_id) if layout else None
         if self.frame is not None and version != head.version_id:
             what = (
@@ -304,14 +325,14 @@ class _Framer:
                 right = has_footer(self.data, end, head.section_id)
             else:
                 right = end <= len(self.data) and bool(
-                    plausible_item(self.data, end, self.tail.live_ids, at_end=False)
+                    plausible_item(self.data, end, live=False, at_end=False)
                 )
             if right:
                 yield self._payload(end, head, "vmdescription")
                 return
         if self.footers is not False:
             end, found = find_footer(
-                self.data, begin, head.section_id, self.tail.live_ids, at_end=self.tail.at_end
+                self.data, begin, head.section_id, live=False, at_end=self.tail.at_end
             )
             if found:
                 self.footers = True
@@ -320,7 +341,7 @@ class _Framer:
                     yield self._size_differs(head, layout, begin, end)
                 return
         limit = self.frame.eof if self.frame is not None else len(self.data)
-        if layout is not None or self.footers:
+        if layout is not None or self.footers or limit < begin:
             if self.frame is None and self.footers:
                 raise self._truncated(FOOTER_SIZE, describe(head))
             raise IntegrityError(
@@ -333,7 +354,8 @@ class _Framer:
         # Neither footers nor a description: no boundary from here on is on the wire.
         if self.frame is None and limit > begin and self.tail.at_end and not self.tail.packaged:
             limit -= self.data[limit - 1] == SectionType.QEMU_VM_EOF
-        yield self._gap(limit, "device state without footers and vmdescription: not framed")
+        if limit > begin:
+            yield self._gap(limit, "device state without footers and vmdescription: not framed")
         yield Anomaly(
             self._at(begin),
             self._at(begin),

@@ -184,14 +184,22 @@ class OutputFile:
         return self.path.with_name(f".vmstream-{secrets.token_hex(8)}.part")
 
 
-def check_free(path: Path, *, force: bool) -> None:
-    """Raise OutputError if `path` is taken and may not be replaced."""
+def check_free(path: Path, *, force: bool, keep: tuple[int, int] | None = None) -> None:
+    """Raise OutputError if `path` is taken and may not be replaced.
+
+    Args:
+        path: The name.
+        force: A regular file may be replaced.
+        keep: Device and inode of a file that may not in any case.
+    """
     try:
-        mode = os.lstat(path).st_mode
+        status = os.lstat(path)
     except FileNotFoundError:
         return
-    if not stat.S_ISREG(mode):
+    if not stat.S_ISREG(status.st_mode):
         raise OutputError(f"{path}: not a regular file")
+    if (status.st_dev, status.st_ino) == keep:
+        raise OutputError(f"{path}: is the input")
     if not force:
         raise OutputError(f"{path}: exists (--force replaces it)")
 

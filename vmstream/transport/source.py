@@ -14,8 +14,8 @@ import hashlib
 import io
 import mmap
 import os
+import select
 import stat
-import sys
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Protocol
 
@@ -44,6 +44,11 @@ class Source(Protocol):
         """Windows may be asked for in any order."""
         ...
 
+    @property
+    def identity(self) -> tuple[int, int] | None:
+        """Device and inode of the file, `None` for a pipe."""
+        ...
+
     def window(self, offset: int, need: int) -> Window:
         """Return (view, offset of its first byte, whether the input ends with it).
 
@@ -66,6 +71,8 @@ class FileSource:
         self.name = name
         self._fd = fd
         self._start = start
+        status = os.fstat(fd)
+        self.identity = status.st_dev, status.st_ino
         self.size: int | None = max(0, os.lseek(fd, 0, os.SEEK_END) - start)
         self._buffer: memoryview | None = None
         self._sample = bytearray(1)
@@ -133,6 +140,7 @@ class PipeSource:
     """A pipe, socket or terminal: read once, in order."""
 
     seekable = False
+    identity = None
 
     def __init__(self, stream: io.RawIOBase, name: str) -> None:
         self.name = name
@@ -156,7 +164,10 @@ class PipeSource:
         self._base, self._filled = offset, kept
         while self.size is None and self._filled < len(self._buffer):
             got = self._stream.readinto(self._buffer[self._filled :])
-            if not got:
+            if got is None:
+                # The other end made the pipe non-blocking, and has nothing for now.
+                select.select([self._stream], [], [])
+            elif not got:
                 self.size = self._base + self._filled
             else:
                 self._filled += got
@@ -178,6 +189,7 @@ class DigestSource:
         self.inner = inner
         self.name = inner.name
         self.seekable = inner.seekable
+        self.identity = inner.identity
         self._digest = hashlib.sha256()
         self._done = 0
         self._pool = ThreadPoolExecutor(1)
@@ -234,7 +246,7 @@ class OpenSource:
 
 def _open(path: str | os.PathLike[str]) -> Source:
     if str(path) == "-":
-        fd, name, start = os.dup(sys.stdin.fileno()), "standard input", None
+        fd, name, start = os.dup(0), "standard input", None
     else:
         fd, name, start = os.open(path, os.O_RDONLY | os.O_CLOEXEC), os.fspath(path), 0
     mode = os.fstat(fd).st_mode
