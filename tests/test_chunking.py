@@ -20,7 +20,7 @@ def cuts(data: bytes, seed: int) -> dict[str, Any]:
     """Sources that cut the same input in different places."""
     rng = random.Random(seed)
     # A byte at a time, but for inputs where that would take seconds.
-    least = max(1, len(data) >> 12)
+    least = max(1, len(data) >> 10)
     return {
         "least": CutSource(data, lambda offset, need: least),
         "least, late end": CutSource(data, lambda offset, need: least, late_end=True),
@@ -70,7 +70,7 @@ def test_cut_streams(cut: tuple[StreamWriter, int], seed: int) -> None:
     same(bytes(w.data[:length]), seed)
 
 
-@settings(deadline=None, max_examples=40)
+@settings(deadline=None, max_examples=25)
 @given(corrupted_streams(), st.integers(0, 1 << 32))
 def test_corrupted_streams(data: bytes, seed: int) -> None:
     same(data, seed)

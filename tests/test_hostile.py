@@ -135,8 +135,12 @@ def test_truncated_at_every_offset(variant: dict[str, bool]) -> None:
     assert not whole.errors
     eof = w.items_of("EOF")[0].stop
     records = {r for b in whole.of(PageBatch) for r in (b.record_offset + b.size).tolist()}
-    cuts = sorted({*range(eof), *range(eof, len(data), 7), len(data) - 1})
-    for cut in cuts:
+    # Inside a page, and inside the description, one place is as good as another.
+    inside = [range(i.attrs["body"] + 16, i.stop - 16) for i in w.items_of("PAGE")]
+    inside.append(range(eof + 16, len(data) - 16))
+    for cut in range(len(data)):
+        if cut % 31 and any(cut in r for r in inside):
+            continue
         found = hold(data[:cut])
         # Behind EOF the stream is whole, but for a vmdescription that is cut.
         if cut == eof:

@@ -277,11 +277,11 @@ def test_configuration_of_many_subsections_is_bounded() -> None:
 # ---- page size -------------------------------------------------------------------------------
 
 
-def pages(w: StreamWriter, zeros: int = 1) -> None:
+def pages(w: StreamWriter, zeros: int = 1, count: int = 4) -> None:
     with w.ram_part():
         for i in range(zeros):
             w.zero("pc.ram", i * w.page_size)
-        for i in range(zeros, 4):
+        for i in range(zeros, count):
             w.page("pc.ram", i * w.page_size, random.Random(i).randbytes(w.page_size))
 
 
@@ -291,11 +291,11 @@ def test_page_size(page_size: int, source: str) -> None:
     bits = page_size.bit_length() - 1
     config: dict[str, Any] = {"page_bits": bits} if source == "target-page-bits" else {}
     with stream(page_size=page_size, **config) as w:
-        pages(w)
+        pages(w, count=12)
     found = check(w, page_size=page_size if source == "argument" else None)
     assert not found.of(Anomaly)
     assert (found.decoder.page_size, found.decoder.page_size_source) == (page_size, source)
-    assert sum(len(b) for b in found.of(PageBatch)) == 4
+    assert sum(len(b) for b in found.of(PageBatch)) == 12
     assert {b.page_size for b in found.of(PageBatch)} == {page_size}
 
 

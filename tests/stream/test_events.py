@@ -140,9 +140,9 @@ def check_runs(batch: PageBatch) -> None:
             size = int(batch.payload_size[at + i])
             assert batch.window[begin : begin + size] == batch.payload(at + i)
             assert size == batch.payload_size[at]
-        ahead = (run.kind, run.block, run.stride, run.block_offset)
-        assert ahead != before
-        before = (run.kind, run.block, run.stride, run.block_offset + run.pages * batch.page_size)
+        like = (run.kind, run.block, run.stride, int(batch.payload_size[at]))
+        assert (*like, run.block_offset) != before
+        before = (*like, run.block_offset + run.pages * batch.page_size)
         at += run.pages
     assert at == len(batch)
 

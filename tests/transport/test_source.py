@@ -7,6 +7,7 @@ import io
 import mmap
 import os
 import random
+import sys
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -472,13 +473,20 @@ def test_open_a_fifo(tmp_path: Path) -> None:
     thread.join()
 
 
+class Stdin:
+    def fileno(self) -> int:
+        return 0
+
+
 @contextmanager
 def standard_input(fd: int) -> Iterator[None]:
-    """Make `fd` the standard input."""
+    """Make `fd` the standard input, of the process and of Python."""
     kept = os.dup(0)
     os.dup2(fd, 0)
     try:
-        yield
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(sys, "stdin", Stdin())
+            yield
         # It was lent, and is still open.
         assert os.fstat(0).st_ino == os.fstat(fd).st_ino
     finally:

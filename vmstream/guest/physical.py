@@ -178,8 +178,9 @@ def _family(evidence: Evidence) -> str:
     if name.startswith((b"pc-", b"xenfv")):
         return "pc"
     if name.startswith(b"virt-"):
-        # m68k has a machine of that name too; only arm's has flash.
-        return "arm virt" if b"virt.flash0" in idstrs else "m68k virt"
+        # m68k has a machine of that name too, without flash and ACPI.
+        arm = {b"virt.flash0", b"mach-virt.ram", b"/rom@etc/acpi/tables"} & idstrs
+        return "arm virt" if arm else "m68k virt"
     if name == b"virt" and any(i.startswith(b"riscv_virt_board.") for i in idstrs):
         return "riscv virt"
     for family in ("pseries", "s390-ccw-virtio"):

@@ -63,6 +63,11 @@ def _table(*columns: str) -> Table:
     return table
 
 
+# Text, not markup: names from a stream may look like it.
+def _add(table: Table, *cells: str) -> None:
+    table.add_row(*map(Text, cells))
+
+
 def _pages(pages: PageCounts) -> list[str]:
     return [f"{n:,}" for n in (pages.normal, pages.zero, pages.xbzrle, pages.compressed)]
 
@@ -129,8 +134,14 @@ def _ram(out: Console, report: InspectReport, *, long: bool) -> None:
         pages = _pages(block.pages) if block.pages else ["-"] * 4
         numbers = (block.wire_bytes, block.pages_resent, block.pages_missing)
         wire, resent, missing = ("-" if n is None else f"{n:,}" for n in numbers)
-        table.add_row(
-            f"  {printable(block.idstr)}", f"{block.used_length:#x}", *pages, wire, resent, missing
+        _add(
+            table,
+            f"  {printable(block.idstr)}",
+            f"{block.used_length:#x}",
+            *pages,
+            wire,
+            resent,
+            missing,
         )
     out.print(table)
     if report.pass_count < 2 and not long:
@@ -141,8 +152,12 @@ def _ram(out: Console, report: InspectReport, *, long: bool) -> None:
     )
     shown = report.passes if long else report.passes[:_PASSES_AT_A_GLANCE]
     for item in shown:
-        table.add_row(
-            f"  {item.number}", f"{item.offset:#x}", *_pages(item.pages), f"{item.wire_bytes:,}"
+        _add(
+            table,
+            f"  {item.number}",
+            f"{item.offset:#x}",
+            *_pages(item.pages),
+            f"{item.wire_bytes:,}",
         )
     out.print(table)
     if len(shown) < report.pass_count:
@@ -171,7 +186,7 @@ def _sections(out: Console, report: InspectReport, *, devices: bool, sections: b
             "framing",
         )
         for s in report.sections if sections else listed:
-            table.add_row(
+            _add(table,
                 f"  {s.section_id}", s.section_type, printable(s.idstr), f"{s.instance_id:#x}",
                 str(s.version_id), f"{s.offset:#x}", f"{s.body_size:,}", str(s.parts), s.framing,
             )  # fmt: skip

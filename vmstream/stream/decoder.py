@@ -129,7 +129,7 @@ class Decoder:
         self._capabilities: tuple[bytes, ...] = ()
         self._live: dict[int, parse.SectionHead] = {}
         self._settled = False  # a PART or END was seen: the set-up phase is over
-        self._postcopy = False
+        self._over = False  # the input ended inside a package
         self._assumed = False  # RAM was read with the default page size, nothing told it
         self._ram: RAMState | None = None
         self._steps = self._stream()
@@ -268,7 +268,7 @@ class Decoder:
             self.page_size_source = source
 
     def _items(self) -> _Steps:
-        while True:
+        while not self._over:
             yield from self._have(1, "between sections")
             kind = self._bytes()[0]
             if kind == SectionType.QEMU_VM_EOF or (
@@ -297,8 +297,6 @@ class Decoder:
         size = 5 + int.from_bytes(self._bytes()[3:5], "big")
         yield from self._have(size, "command")
         cmd, data, size = parse.command(self._bytes(), self.offset)
-        if cmd == MigCmd.POSTCOPY_ADVISE:
-            self._postcopy = True
         yield Command(*self._take(size), cmd, data)
         length = parse.command_fields(cmd, data).get("length") if cmd == MigCmd.PACKAGED else None
         if length is not None:
@@ -312,8 +310,10 @@ class Decoder:
             for event in self._tail(package, packaged=True, zeros=0):
                 damaged = damaged or (isinstance(event, Anomaly) and event.error is not None)
                 yield event
-            if len(package) < length and not damaged:
-                raise self._ends("PACKAGED")
+            if len(package) < length:
+                if not damaged:
+                    raise self._ends("PACKAGED")
+                self._over = True
 
     def _start(self) -> _Steps:
         left = yield from self._want(parse.LONGEST_SECTION_HEAD)
@@ -406,9 +406,8 @@ class Decoder:
                 advice="nothing behind it can be framed",
             )
         while True:
-            size, found = find_footer(
-                self._bytes(), 0, head.section_id, live=True, at_end=self._at_end
-            )
+            at_end = self._at_end
+            size, found = find_footer(self._bytes(), 0, head.section_id, live=True, at_end=at_end)
             if found or size:
                 # A stretch of the body; the bytes behind it may be part of a footer.
                 data = self._bytes()[:size]
@@ -417,23 +416,25 @@ class Decoder:
                 self.footers = True
                 yield from self._footer(head)
                 return
-            left = self._left()
-            if (yield from self._want(left + 1)) == left:
+            if (yield from self._is_all(at_end)):
                 raise self._ends(describe(head))
+
+    # Ask for more bytes than there are; true if there were none, and that was known before.
+    def _is_all(self, known: bool) -> Generator[_NeedData, None, bool]:
+        left = self._left()
+        return (yield from self._want(left + _PART_HEAD.size)) == left and known
 
     # Skip to the next footer of this section that an item follows.
     def _to_footer(self, head: parse.SectionHead, reason: str) -> _Steps:
         begin = self.offset
         while True:
-            size, found = find_footer(
-                self._bytes(), 0, head.section_id, live=True, at_end=self._at_end
-            )
+            at_end = self._at_end
+            size, found = find_footer(self._bytes(), 0, head.section_id, live=True, at_end=at_end)
             self._take(size)
             if found:
                 break
-            left = self._left()
-            if (yield from self._want(left + 1)) == left:
-                self._take(left)
+            if (yield from self._is_all(at_end)):
+                self._take(self._left())
                 break
         if self.offset > begin:
             yield Gap(begin, self.offset, reason)

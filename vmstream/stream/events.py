@@ -169,8 +169,9 @@ class PageBatch:
         step = np.diff(self.block_offset) != self.page_size
         step |= np.diff(kind) != 0
         step |= np.diff(self.block) != 0
+        # Of the same size and payload, so evenly spaced.
         step |= np.diff(self.size) != 0
-        # A record of another size has its payload elsewhere, so equal size means even spacing.
+        step |= np.diff(self.payload_size) != 0
         first = np.concatenate(([0], np.flatnonzero(step) + 1))
         count = np.diff(first, append=len(self))
         payload = (

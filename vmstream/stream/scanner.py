@@ -421,6 +421,8 @@ def probe_page_size(view: memoryview, pos: int, idstrs: set[bytes], *, flat: boo
                 break
             pos += 1 + view[pos]
         if flags & _PAGE:
+            if pos + DEFAULT_PAGE_SIZE + RAM_WORD_SIZE >= len(view):
+                return None  # cut off: any smaller size could only fit by chance
             fits = [
                 size
                 for size in sizes
