@@ -96,15 +96,20 @@ def bench_inspect(name: str, path: Path, runs: int) -> None:
 
 
 def run(*command: str | Path, stdin: int | None = None) -> None:
-    """Run a command; its output is of no interest."""
-    subprocess.run(
+    """Run a command; its output is of no interest.
+
+    Status 1 is all right: the device state of the streams is that of a smaller guest.
+    """
+    done = subprocess.run(
         [str(c) for c in command],
-        check=True,
+        check=False,
         stdin=stdin,
         stdout=subprocess.DEVNULL,
         stderr=subprocess.DEVNULL,
         cwd=ROOT,
     )
+    if done.returncode > 1:
+        raise SystemExit(f"{command}: status {done.returncode}")
 
 
 def bench_extract(path: Path, work: Path, runs: int) -> None:
@@ -161,10 +166,11 @@ def bench_memory(gib: int) -> None:
     _, status, usage = os.wait4(reader.pid, 0)
     took = time.perf_counter() - begin
     writer.wait()
+    speed = gib * (4104 / 4096) * 2**30 / 1e9 / took
     row(
         f"inspect, {gib} GiB through a pipe",
         f"{usage.ru_maxrss / 1024:.0f} MiB at the peak",
-        f"{gib * 1.001953 * 1.073742 / took:.2f} GB/s, exit status {os.waitstatus_to_exitcode(status)}",
+        f"{speed:.2f} GB/s, exit status {os.waitstatus_to_exitcode(status)}",
     )
 
 

@@ -23,10 +23,20 @@ _PAGE = np.dtype([("head", ">u8"), ("body", "u1", (PAGE_SIZE,))])
 _ZERO = np.dtype([("head", ">u8"), ("fill", "u1")])
 
 
+def _capture() -> bytes:
+    raw = (FIXTURES / "own-live-q35.qevm.zst").read_bytes()
+    return zstandard.ZstdDecompressor().decompressobj().decompress(raw)
+
+
+def device_sections() -> bytes:
+    """Everything behind RAM in a real capture, whose RAM section has the same id."""
+    data = _capture()
+    return data[data.rindex(_FOOTER + b"\x04") + len(_FOOTER) :]
+
+
 def bodies(count: int = 64) -> np.ndarray:
     """Page bodies of a real guest, uint8 (count, 4096)."""
-    raw = (FIXTURES / "own-live-q35.qevm.zst").read_bytes()
-    data = zstandard.ZstdDecompressor().decompressobj().decompress(raw)
+    data = _capture()
     pages = np.frombuffer(data[: len(data) // PAGE_SIZE * PAGE_SIZE], np.uint8)
     return pages.reshape(-1, PAGE_SIZE)[:count]
 
@@ -58,7 +68,8 @@ def stream(
             records["body"] = real[(at + np.arange(count)) % len(real)]
         yield records.tobytes()
         at, zero = at + count, zero_share > 0 and not zero
-    yield _EOS + _FOOTER + b"\x03" + struct.pack(">I", SECTION_ID) + _EOS + _FOOTER + b"\x00"
+    yield _EOS + _FOOTER + b"\x03" + struct.pack(">I", SECTION_ID) + _EOS + _FOOTER
+    yield device_sections()
 
 
 def write(path: Path, pages: int, mean_run: float, **more: float) -> None:
@@ -83,7 +94,8 @@ def endless_pages(gib: int) -> Iterator[bytes]:
         heads = ramp + np.uint64(first * PAGE_SIZE) | np.uint64(0x28)
         records["head"] = heads
         yield memoryview(records[:count]).cast("B")  # type: ignore[misc]
-    yield _EOS + _FOOTER + b"\x03" + struct.pack(">I", SECTION_ID) + _EOS + _FOOTER + b"\x00"
+    yield _EOS + _FOOTER + b"\x03" + struct.pack(">I", SECTION_ID) + _EOS + _FOOTER
+    yield device_sections()
 
 
 if __name__ == "__main__":
