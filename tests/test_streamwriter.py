@@ -7,8 +7,7 @@ import random
 import zlib
 
 import pytest
-from hypothesis import HealthCheck, given, settings
-from hypothesis import strategies as st
+from hypothesis import HealthCheck, given, settings, strategies as st
 
 from tests import streamwriter as sw
 from tests.qemu import Qemu, find_qemu
