@@ -19,6 +19,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from tests import streamwriter as sw
 from tests.streamwriter import Device, Field, RamBlock, StreamWriter
 from tests.truth import (
     FIXTURES,
@@ -647,6 +648,24 @@ def test_a_pipe_is_mended_at_the_end(
     assert pipe.stat().st_blocks * 512 < MIB
 
 
+def test_a_clock_in_a_page(tmp_path: Path) -> None:
+    """What a guest holds in RAM can mislead the look ahead, and must not decide."""
+    size = 32 * MIB
+    fake = sw.footer(1) + sw.section_header(sw.SECTION_FULL, 2, "mc146818rtc", 0, 3)
+    fake += cmos(24 * MIB, 8 * MIB)
+    w = simple(
+        lambda w: [w.page("mem", 5 * PAGE, fake.ljust(PAGE, b"\x7e"))],
+        lambda w: [w.page("mem", size - PAGE, b"\1" * PAGE)],
+        mem=size // PAGE,
+    )
+    for i, way in enumerate((run_pipe, lambda d, **o: run(write(tmp_path / "s", d), **o))):
+        report, code = way(bytes(w), output=tmp_path / str(i))
+        assert code == 0, report.anomalies
+        assert report.layout is not None
+        assert report.layout.below_4g == size
+        assert (tmp_path / str(i)).read_bytes() == w.blocks["mem"]
+
+
 def test_cmos_that_does_not_fit(tmp_path: Path) -> None:
     """A doubt is a finding."""
     data = big_stream("pc-q35-9.0", 5 * GIB, MARKS, rtc(3 * GIB, 3 * GIB))
@@ -683,7 +702,7 @@ def test_a_layout_that_cannot_be_known(machine: str | None, tmp_path: Path) -> N
     assert (tmp_path / "block").stat().st_size == 16 * MIB
 
 
-def simple(*parts: Callable[[StreamWriter], None], **sizes: int) -> StreamWriter:
+def simple(*parts: Callable[[StreamWriter], object], **sizes: int) -> StreamWriter:
     """A complete stream of these blocks, every page zero, and then the parts."""
     w = StreamWriter()
     w.header()
@@ -728,8 +747,8 @@ def test_data_that_becomes_zero(tmp_path: Path) -> None:
 def test_a_pass_that_starts_over_is_no_damage(tmp_path: Path) -> None:
     """Few dirty pages: 5 ends a round, 3 is the next, then 7 is dirty when the scan comes there."""
     w = simple(
-        lambda w: [w.page("mem", n * PAGE, b"\1" * PAGE) for n in (1, 5, 3)] and None,
-        lambda w: [w.page("mem", n * PAGE, b"\2" * PAGE) for n in (7, 12)] and None,
+        lambda w: [w.page("mem", n * PAGE, b"\1" * PAGE) for n in (1, 5, 3)],
+        lambda w: [w.page("mem", n * PAGE, b"\2" * PAGE) for n in (7, 12)],
         mem=16,
     )
     report, code = run(write(tmp_path / "s", w), output=tmp_path / "image")
@@ -821,16 +840,12 @@ HOSTILE = [
 
 def test_hostile_names_stay_inside(tmp_path: Path) -> None:
     inside = tmp_path / "a" / "b" / "out"
-    w = simple(
-        lambda w: (
-            [
-                w.page(name, 0, struct.pack(">I", i + 1) * (PAGE // 4))
-                for i, name in enumerate(HOSTILE)
-            ]
-            and None
-        ),
-        **dict.fromkeys(HOSTILE, 1),
-    )
+
+    def pages(w: StreamWriter) -> None:
+        for i, name in enumerate(HOSTILE):
+            w.page(name, 0, struct.pack(">I", i + 1) * (PAGE // 4))
+
+    w = simple(pages, **dict.fromkeys(HOSTILE, 1))
     stream = write(tmp_path / "stream", w)
     report, code = run(stream, all_blocks=inside)
     assert code == 0, report.anomalies

@@ -9,10 +9,11 @@ from typing import Any
 import pytest
 from hypothesis import given, settings, strategies as st
 
+from tests import streamwriter as sw
 from tests.decoding import BytesSource, assert_tiles
 from tests.ops.test_extract import pipe_of
 from tests.strategies import streams
-from tests.streamwriter import StreamWriter
+from tests.streamwriter import Device, Field, RamBlock, StreamWriter
 from tests.truth import fixture_file, fixture_names, open_fixture
 from vmstream.errors import UnsupportedError
 from vmstream.ops.inspect import inspect
@@ -21,6 +22,8 @@ from vmstream.report.models import InspectReport
 from vmstream.stream.decoder import Decoder
 from vmstream.stream.events import Anomaly, Event, Gap, PageBatch
 from vmstream.transport.source import OpenSource, Window
+
+PAGE = 4096
 
 # Without footers nor a description there is nothing to find the tail by; the rest has no tail, or
 # is of a kind that takes reading it whole.
@@ -99,9 +102,6 @@ def test_little_is_read(name: str) -> None:
     assert not any(isinstance(e, PageBatch) for e in found)
 
 
-PAGE = 4096
-
-
 @pytest.mark.parametrize("name", fixture_names())
 def test_the_events_tile(name: str) -> None:
     data = open_fixture(name)
@@ -161,6 +161,40 @@ def test_never_something_else(w: StreamWriter, padding: int) -> None:
     assert quick.end_offset == full.end_offset
     # A stream without END of RAM may be complete; the quick look cannot tell, and must not.
     assert quick.vmdescription == full.vmdescription
+
+
+@pytest.mark.parametrize("described", [True, False])
+@pytest.mark.parametrize("where", ["page", "device"])
+def test_a_tail_that_is_none(where: str, described: bool) -> None:
+    """Footer of RAM and head of the first device, in a page and in another device's state.
+
+    A guest that runs QEMU itself has such pages. To say that it cannot be told is right, too.
+    """
+    fake = sw.footer(1) + sw.section_header(sw.SECTION_FULL, 2, "timer", 0, 2) + bytes(40)
+    w = StreamWriter()
+    w.header()
+    w.configuration("pc-q35-9.0")
+    w.ram_start([RamBlock("mem", 2 * PAGE)])
+    with w.ram_part():
+        w.page("mem", 0, (fake if where == "page" else b"").ljust(PAGE, b"\x7e"))
+        w.zero("mem", PAGE)
+    with w.ram_end():
+        pass
+    w.device(Device("timer", 0, 2, [Field("ticks", "int64", bytes(8))]))
+    # Without a description a body that holds what its end looks like cannot be told apart.
+    held = fake if where == "device" and described else b""
+    w.device(Device("other", 0, 1, [Field("x", "buffer", held + b"\x7e" * 9)]))
+    w.eof()
+    if described:
+        w.vmdescription()
+    quick, _ = inspect(BytesSource(bytes(w)), quick=True)
+    full, code = inspect(BytesSource(bytes(w)))
+    assert code == 0
+    assert len(devices(full)) == 2
+    if any(a.code == "quick-end-not-found" for a in quick.anomalies):
+        assert not quick.complete
+        return
+    assert devices(quick) == devices(full)
 
 
 @pytest.mark.parametrize("name", ["plain-7.2-pc", "own-old-pc-2.3"])

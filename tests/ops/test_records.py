@@ -178,6 +178,35 @@ def test_runs_are_joined_across_batches() -> None:
     assert [i for i in lines(data, tiny(data)) if i.type == "pages"] == pages
 
 
+def test_what_looks_like_a_run() -> None:
+    """Pages in sequence, of one size on the wire: but of two blocks, kinds or directions."""
+    w = StreamWriter()
+    w.header()
+    w.configuration()
+    w.ram_start([RamBlock("a", 16 * PAGE), RamBlock("b", 16 * PAGE)])
+    with w.ram_part():
+        for page in range(8):
+            w.page("ab"[page % 2], page * PAGE, b"\1" * PAGE)
+        for page in (8, 9, 9, 8, 10, 11):
+            w.page("b", page * PAGE, b"\2" * PAGE)
+        for page in (1, 2):
+            w.xbzrle("b", page * PAGE, b"\0\2AB")
+        w.compress_page("b", 3 * PAGE, b"x", truth=False)
+        w.xbzrle("b", 4 * PAGE, b"\0\3ABC")
+    with w.ram_part():
+        w.page("b", 12 * PAGE, b"\3" * PAGE)
+    with w.ram_part():
+        w.page("b", 13 * PAGE, b"\3" * PAGE)
+    with w.ram_end():
+        pass
+    w.eof()
+    w.vmdescription()
+    data = bytes(w)
+    found = lines(data)
+    check_against(w, told(found))
+    assert lines(data, tiny(data)) == found
+
+
 @pytest.mark.parametrize("name", ["plain-7.2-pc", "postcopy-11.1-pc.ch0", "s390x-10.0"])
 def test_file_and_pipe(name: str, tmp_path: Path) -> None:
     data = open_fixture(name)

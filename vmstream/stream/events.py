@@ -333,3 +333,8 @@ Event = (
     | Gap
     | Anomaly
 )
+
+
+def fault(error: StreamError) -> Anomaly:
+    """Make the finding that an error is where decoding goes on behind it."""
+    return Anomaly(error.offset, error.offset, "error", error.code, str(error), error)

@@ -32,6 +32,7 @@ from vmstream.stream.events import (
     SectionFooter,
     SectionStart,
     VMDescription,
+    fault,
 )
 from vmstream.wire import grammar, parse, vmsd
 from vmstream.wire.constants import SectionType
@@ -212,7 +213,7 @@ class _Framer:
         except StreamError as error:
             if self.tail.strict:
                 raise
-            yield self._anomaly(error)
+            yield fault(error)
             if self.frame is not None and self.pos < self.frame.eof:
                 yield self._gap(self.frame.eof, "not framed, up to the vmdescription")
                 yield from self._end()
@@ -220,9 +221,6 @@ class _Framer:
 
     def _at(self, pos: int) -> int:
         return self.base + pos
-
-    def _anomaly(self, error: StreamError) -> Anomaly:
-        return Anomaly(error.offset, error.offset, "error", error.code, str(error), error)
 
     def _gap(self, end: int, reason: str) -> Gap:
         begin, self.pos = self.pos, end

@@ -1,0 +1,252 @@
+"""RAM sections: the block list, page records by way of the scanner, and the page size.
+
+The page size is not on the wire where it is wanted. Who decides it, in order: the caller, the
+target-page-bits of the configuration section, the first PAGE record, the usual size. What the
+vmdescription says at the end must agree.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Generator
+
+from vmstream.errors import FormatError, IntegrityError, LimitError, UnsupportedError
+from vmstream.stream.cursor import Cursor, NeedData, Steps
+from vmstream.stream.events import (
+    Event,
+    Gap,
+    RAMBlock,
+    RAMBlockList,
+    RAMControl,
+    VMDescription,
+    fault,
+)
+from vmstream.stream.scanner import (
+    BadRecord,
+    RAMState,
+    next_record,
+    probe_page_size,
+    scan_records,
+)
+from vmstream.stream.tail import describe
+from vmstream.wire import grammar, parse
+from vmstream.wire.constants import (
+    CAP_IGNORE_SHARED,
+    CAP_MAPPED_RAM,
+    DEFAULT_PAGE_SIZE,
+    MAX_RAM,
+    MAX_RAM_BLOCKS,
+    PAGE_KINDS,
+    RAM_LOW_FLAG_MASK,
+    RAMSaveFlag,
+    SectionType,
+)
+from vmstream.wire.layout import RAM_WORD_SIZE, split_head, struct_of
+
+_read_word = struct_of(grammar.RAM_WORD).unpack_from
+
+# How far the page size is looked for at a time: enough for a PAGE record of any size and the
+# head after it, behind some zero pages.
+_PROBE_SIZE = 1 << 20
+
+
+class RAMReader:
+    """Read the bodies of RAM sections.
+
+    Args:
+        cursor: Where decoding stands. Moved.
+        page_size: Target page size in bytes, if the caller knows it.
+        strict: Raise the first fault.
+
+    Attributes:
+        capabilities: Of the configuration section; they say how the block list reads.
+        page_size: Target page size, bytes; `None` until it is decided.
+        page_size_source: Who decided.
+    """
+
+    def __init__(self, cursor: Cursor, page_size: int | None, *, strict: bool) -> None:
+        self.capabilities: tuple[bytes, ...] = ()
+        self.page_size = page_size
+        self.page_size_source: str | None = "argument" if page_size else None
+        self._in = cursor
+        self._strict = strict
+        self._assumed = False  # RAM was read with the default page size, nothing told it
+        self._state: RAMState | None = None
+
+    def decide_page_size(self, size: int, source: str) -> None:
+        """Take a page size, unless it is decided."""
+        if self.page_size is None:
+            self.page_size = size
+            self.page_size_source = source
+
+    def assume_page_size(self) -> None:
+        """Settle for the usual size if RAM was read with it and nothing has told."""
+        if self._assumed:
+            self.decide_page_size(DEFAULT_PAGE_SIZE, "default")
+
+    def check_page_size(self, event: VMDescription) -> Steps:
+        """Compare with the vmdescription, which has the last word, but too late to use it."""
+        stated = event.layout.page_size if event.layout else None
+        if stated is None:
+            return
+        if not self._assumed or stated == DEFAULT_PAGE_SIZE:
+            self.decide_page_size(stated, "vmdescription")
+        used = self.page_size or DEFAULT_PAGE_SIZE
+        if used != stated:
+            error = IntegrityError(
+                event.offset,
+                "RAM was read with another page size than the vmdescription states",
+                context="vmdescription",
+                expected=str(stated),
+                found=f"{used} ({self.page_size_source or 'default'})",
+                advice=f"read the stream with --page-size {stated}",
+            )
+            if self._strict:
+                raise error
+            yield fault(error)
+
+    def body(self, head: parse.SectionHead, kind: int) -> Steps:
+        """Read the body of a START, PART or END of RAM, up to and with its EOS."""
+        context = f"{describe(head)} {SectionType(kind).name.removeprefix('QEMU_VM_SECTION_')}"
+        if kind == SectionType.QEMU_VM_SECTION_START:
+            if head.version_id not in (3, 4):
+                raise UnsupportedError(
+                    self._in.offset,
+                    f"RAM section version {head.version_id}",
+                    context=context,
+                    expected="3 or 4",
+                )
+            yield from self._block_list(head, context)
+        ram = self._state
+        if ram is None:
+            raise FormatError(self._in.offset, "RAM without a block list", context=context)
+        ram.context = context
+        while True:
+            yield from self._in.want(RAM_WORD_SIZE)
+            if self.page_size is None and self._in.left() >= RAM_WORD_SIZE:
+                yield from self._probe(ram)
+            view = self._in.view
+            if self.page_size is not None:
+                ram.page_size = self.page_size
+            else:
+                # Not further than was looked, so that the size is known before a page is taken.
+                view = view[: self._in.place + _PROBE_SIZE]
+            try:
+                batch, pos, needed = scan_records(ram, view, self._in.base, self._in.place)
+            except BadRecord as bad:
+                if self._strict:
+                    raise bad.error from None
+                end = bad.end
+                if end is None:
+                    yield from self._in.want(4 * ram.page_size)
+                    at = next_record(ram, self._in.view, self._in.place)
+                    if at is None:
+                        raise bad.error from None
+                    end = self._in.base + at
+                yield fault(bad.error)
+                yield Gap(*self._in.take(end - self._in.offset), "a damaged page record")
+                continue
+            if batch is not None:
+                self._in.offset = batch.end
+                yield batch
+            elif needed:
+                yield from self._in.have(needed, context)
+            elif (yield from self._control(context, pos)):
+                return
+
+    # A RAM word that is no page record; true behind EOS.
+    def _control(self, context: str, pos: int) -> Generator[Event | NeedData, None, bool]:
+        (word,) = _read_word(self._in.view, pos)
+        addr, flags = split_head(word, self.page_size or DEFAULT_PAGE_SIZE)
+        flag = RAMSaveFlag(flags)
+        if flag == RAMSaveFlag.HOOK:
+            raise UnsupportedError(
+                self._in.offset,
+                "HOOK: RDMA carries the pages outside the stream",
+                context=context,
+            )
+        if flag not in (RAMSaveFlag.EOS, RAMSaveFlag.MULTIFD_FLUSH) or addr:
+            raise FormatError(
+                self._in.offset,
+                f"illegal RAM word {word:#x}",
+                context=context,
+                expected="a page record, EOS or MULTIFD_FLUSH",
+            )
+        yield RAMControl(*self._in.take(RAM_WORD_SIZE), flag)
+        return flag == RAMSaveFlag.EOS
+
+    def _block_list(self, head: parse.SectionHead, context: str) -> Steps:
+        yield from self._in.have(RAM_WORD_SIZE, context)
+        (word,) = _read_word(self._in.view, self._in.place)
+        total, flags = word & ~RAM_LOW_FLAG_MASK, word & RAM_LOW_FLAG_MASK
+        if flags != RAMSaveFlag.MEM_SIZE:
+            raise FormatError(
+                self._in.offset,
+                f"RAM word {word:#x} where the block list should start",
+                context=context,
+                expected="MEM_SIZE",
+            )
+        if head.version_id == 3:
+            # 0.10 to 0.12: one flat space, no list. QEMU v0.12.0 vl.c ram_save_live().
+            blocks: tuple[RAMBlock, ...] = (RAMBlock(b"ram", total),)
+            used = 0
+        elif CAP_MAPPED_RAM in self.capabilities:
+            raise UnsupportedError(
+                self._in.offset, "mapped-ram: pages stand at fixed places", context=context
+            )
+        else:
+            entries, used = yield from self._entries(total, context)
+            blocks = tuple(
+                RAMBlock(e.idstr, e.used_length, e.host_page_size, e.gpa) for e in entries
+            )
+        if sum(b.used_length for b in blocks) > MAX_RAM:
+            raise LimitError(
+                self._in.offset,
+                f"RAM of {total:#x} bytes",
+                context=context,
+                expected=f"at most {MAX_RAM:#x}",
+            )
+        self._state = RAMState(blocks, flat=head.version_id == 3, context=context)
+        yield RAMBlockList(*self._in.take(RAM_WORD_SIZE + used), total, blocks)
+
+    def _entries(
+        self, total: int, context: str
+    ) -> Generator[NeedData, None, tuple[tuple[parse.BlockEntry, ...], int]]:
+        size = 4096
+        while True:
+            left = yield from self._in.want(size)
+            try:
+                return parse.ram_block_list(
+                    self._in.rest()[RAM_WORD_SIZE:],
+                    self._in.offset + RAM_WORD_SIZE,
+                    total,
+                    ignore_shared=CAP_IGNORE_SHARED in self.capabilities,
+                )
+            except parse.Short:
+                if left < size:
+                    raise self._in.ends(context) from None
+                if size > 300 * MAX_RAM_BLOCKS:
+                    raise LimitError(
+                        self._in.offset, "RAM block list too long", context=context
+                    ) from None
+                size *= 2
+
+    def _probe(self, ram: RAMState) -> Steps:
+        (word,) = _read_word(self._in.view, self._in.place)
+        if not word & int(PAGE_KINDS):
+            return
+        yield from self._in.want(_PROBE_SIZE)
+        pos = self._in.place
+        found = probe_page_size(
+            self._in.view[: pos + _PROBE_SIZE], pos, set(ram.index), flat=ram.flat
+        )
+        if found is None:
+            self._assumed = True
+        elif self._assumed and found != DEFAULT_PAGE_SIZE:
+            raise IntegrityError(
+                self._in.offset,
+                f"pages of {found} bytes behind zero pages that were read as {DEFAULT_PAGE_SIZE}",
+                context=ram.context,
+                advice=f"read the stream with --page-size {found}",
+            )
+        else:
+            self.decide_page_size(found, "probe")
