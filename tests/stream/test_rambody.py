@@ -70,5 +70,6 @@ def test_a_total_that_the_blocks_do_not_make() -> None:
     w = StreamWriter()
     w.header()
     w.ram_start([RamBlock("mem", 4 * PAGE)], total=5 * PAGE)
+    w.padding(400)
     (error, *_) = decode(bytes(w)).errors
     assert isinstance(error, IntegrityError)
