@@ -195,6 +195,16 @@ def test_nothing_is_written_over(plain: Path, tmp_path: Path) -> None:
     assert no_leftovers(tmp_path)
 
 
+def test_standard_input_is_not_written_over(plain: Path, tmp_path: Path) -> None:
+    """A redirected file is known, though it has no name here."""
+    before = plain.read_bytes()
+    for args in (["-o", plain.name], ["-o", "x", "--manifest", plain.name]):
+        run = vmstream("extract-ram", "-", *args, "--force", stdin=plain, cwd=tmp_path)
+        assert run.status == 2
+        assert plain.read_bytes() == before
+        assert [p.name for p in tmp_path.iterdir()] == [plain.name]
+
+
 def test_a_directory_that_is_not_there(plain: Path, tmp_path: Path) -> None:
     run = vmstream("extract-ram", plain, "-o", "no/where", cwd=tmp_path)
     assert run.status == 6

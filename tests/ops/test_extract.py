@@ -9,6 +9,7 @@ import json
 import os
 import random
 import re
+import shutil
 import struct
 import threading
 from collections.abc import Callable, Iterator
@@ -18,8 +19,11 @@ from typing import Any
 
 import numpy as np
 import pytest
+from hypothesis import given, settings, strategies as st
 
 from tests import streamwriter as sw
+from tests.commandline import no_leftovers
+from tests.strategies import corrupted_streams, cut_streams
 from tests.streamwriter import Device, Field, RamBlock, StreamWriter
 from tests.truth import (
     FIXTURES,
@@ -535,6 +539,27 @@ def test_flipped_bits_of_the_header(tmp_path: Path) -> None:
     flips.check(tmp_path, [(at, bit) for at in (*range(8), *range(8, 13)) for bit in range(8)])
 
 
+@given(st.one_of(corrupted_streams(), cut_streams().map(lambda c: bytes(c[0])[: c[1]])))
+@settings(max_examples=150)
+def test_any_damage(tmp_path_factory: pytest.TempPathFactory, data: bytes) -> None:
+    """Only our own errors, with files or without, and never both."""
+    directory = tmp_path_factory.mktemp("damage")
+    stream, out = write(directory / "s", data), directory / "out"
+    outcome(stream, out)
+    for options in ({"output": out}, {"all_blocks": out}):
+        try:
+            report, code = run(stream, partial=True, **options)
+        except VmstreamError:
+            assert not files_in(directory) - {"s"}
+        else:
+            assert code or report.complete
+            assert all(Path(o.path).stat().st_size == o.size for o in report.outputs)
+        assert no_leftovers(directory)
+        shutil.rmtree(out, ignore_errors=True)
+        out.unlink(missing_ok=True)
+    shutil.rmtree(directory)
+
+
 # -- built streams ------------------------------------------------------------------------------
 
 
@@ -774,6 +799,29 @@ def test_a_page_that_no_record_names(tmp_path: Path) -> None:
     assert {b.idstr: b.pages_missing for b in report.ram_blocks} == {"mem": 1, "pc.bios": 0}
     assert any(a.code == "pages-missing" for a in report.anomalies)
     assert (tmp_path / "image").read_bytes() == w.blocks["mem"]
+
+
+@pytest.mark.parametrize("shows", ["nothing", "configuration", "footers", "vmdescription"])
+def test_fill_bytes_are_of_their_time(shows: str, tmp_path: Path) -> None:
+    """No QEMU since 1.5 writes one but 0; whatever came later shows that it is damage."""
+    w = StreamWriter(footers=shows == "footers")
+    w.header()
+    if shows == "configuration":
+        w.configuration("pc-q35-9.0")
+    w.ram_start([RamBlock("pc.ram", 4 * PAGE)])
+    with w.ram_part():
+        for page, fill in enumerate((0, 0x20, 0, 0xFF)):
+            w.zero("pc.ram", page * PAGE, fill)
+        w.page("pc.ram", 0, b"\1" * PAGE)
+    with w.ram_end():
+        pass
+    w.eof()
+    if shows == "vmdescription":
+        w.vmdescription()
+    report, code = run(write(tmp_path / "s", w), output=tmp_path / "image")
+    assert (tmp_path / "image").read_bytes() == w.blocks["pc.ram"]
+    assert any(a.code == "fill-byte" for a in report.anomalies)
+    assert code == (0 if shows == "nothing" else 1)
 
 
 def test_no_end_of_ram(tmp_path: Path) -> None:

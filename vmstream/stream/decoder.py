@@ -387,8 +387,13 @@ class Decoder:
             chunk = bytes(self._in.rest())
             solid = chunk.rstrip(b"\0")
             if solid:
-                if len(held) + zeros + len(solid) > MAX_DEVICE_TAIL:
+                room = MAX_DEVICE_TAIL - len(held) - zeros
+                if len(solid) > room:
                     whole = False
+                    if room > 0:
+                        held += bytes(zeros) + chunk[:room]
+                        zeros = 0
+                        self._in.take(room)
                     break
                 held += bytes(zeros) + solid
                 zeros = 0

@@ -419,19 +419,22 @@ class _Framer:
                     found=str(exc),
                 ) from exc
 
-    # What stands behind the end: padding is zeros.
+    # What stands behind the end: padding is zeros. Before the end zeros are missing state.
     def _rest(self) -> Iterator[Event]:
         begin, end = self.pos, len(self.data)
-        if begin < end and (any(self.data[begin:end]) or not self.ended):
-            reason = "behind the end of the stream" if self.ended else "incomplete"
-            yield self._gap(end, reason)
-            if self.ended:
-                yield Anomaly(
-                    self._at(begin),
-                    self._at(begin),
-                    "warning",
-                    "trailing",
-                    f"offset {self._at(begin):#x}: {end - begin} bytes behind the stream's end",
-                )
-        if self.pos < end or self.tail.zeros:
-            yield Padding(self._at(self.pos), self._at(end) + self.tail.zeros)
+        all_end = self._at(end) + self.tail.zeros
+        if not self.ended:
+            if self._at(begin) < all_end:
+                yield Gap(self._at(begin), all_end, "incomplete")
+            return
+        if any(self.data[begin:end]):
+            yield self._gap(end, "behind the end of the stream")
+            yield Anomaly(
+                self._at(begin),
+                self._at(begin),
+                "warning",
+                "trailing",
+                f"offset {self._at(begin):#x}: {end - begin} bytes behind the stream's end",
+            )
+        if self._at(self.pos) < all_end:
+            yield Padding(self._at(self.pos), all_end)
