@@ -16,6 +16,8 @@ from tests.streamwriter import Device, Field, RamBlock, StreamWriter, Subsection
 from tests.truth import has_truth, load_manifest, open_fixture, sums_of_bytes
 
 MIB = 1 << 20
+
+pytestmark = pytest.mark.qemu
 PAGE = 4096
 
 needs_qemu = pytest.mark.skipif(find_qemu() is None, reason="no qemu-system-x86_64 on PATH")

@@ -41,7 +41,14 @@ from vmstream.stream.events import (
     SectionStart,
     VMDescription,
 )
-from vmstream.transport.sink import OutputFile, check_free, make_directory, safe_names, write_text
+from vmstream.transport.sink import (
+    OutputFile,
+    check_free,
+    check_parent,
+    make_directory,
+    safe_names,
+    write_text,
+)
 from vmstream.transport.source import DigestSource, Source
 from vmstream.version import __version__
 from vmstream.wire.constants import CAP_IGNORE_SHARED, DEFAULT_PAGE_SIZE, MigCmd
@@ -274,6 +281,8 @@ def extract(
     for path in (options.output, options.manifest):
         if path is not None:
             check_free(path, force=options.force, keep=source.identity)
+            if options.all_blocks is None or path.parent.resolve() != options.all_blocks.resolve():
+                check_parent(path)
     if options.manifest is not None and options.output is not None:
         _check_apart(options.output, options.manifest)
     peeked = _peek(source, options)

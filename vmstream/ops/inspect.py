@@ -101,6 +101,7 @@ class Summary:
         self.end_offset: int | None = None
         self.ended = False
         self.read = False
+        self._footers = False
         self._live: dict[int, SectionSummary] = {}
         self._current: SectionSummary | None = None
 
@@ -120,6 +121,7 @@ class Summary:
         elif isinstance(event, (RAMControl, Payload, Gap)):
             self._body(event)
         elif isinstance(event, SectionFooter):
+            self._footers = True
             if self._current is not None:
                 self._current.size += event.end - event.offset
             self._current = None
@@ -259,9 +261,9 @@ class Summary:
             return
         if seen.filled:
             # Since 1.5 only pages of zeros are sent so; 9.0 refuses any other fill byte.
-            # A configuration section is there since 2.4.
+            # A vmdescription is there since 2.3, the others since 2.4.
             self._note(
-                "warning" if self.configuration else "info",
+                "warning" if self.configuration or self._footers or self.vmdescription else "info",
                 "fill-byte",
                 seen.first_filled,
                 f"offset {seen.first_filled:#x}: {seen.filled} ZERO records with a fill byte other "

@@ -20,7 +20,10 @@ from vmstream.wire.constants import SectionType
 
 # Bytes from the end that are looked at: first, and at the most.
 _FIRST_LOOK = 1 << 20
-_LAST_LOOK = 64 << 20
+_LAST_LOOK = 16 << 20
+
+# Places that look like the first device section, that are tried.
+_MOST_STARTS = 8
 _MAX_HEAD = 64 << 20
 
 
@@ -76,45 +79,57 @@ def _find_tail(
         begin = max(low, size - look)
         view, base, _ = source.window(begin, size - begin)
         data = memoryview(bytes(view[begin - base :]))
-        for at in _candidates(data, live, footers):
-            if (
-                footers
-                and live
-                and not any(
-                    at >= FOOTER_SIZE and has_footer(data, at - FOOTER_SIZE, i) for i in live
-                )
-            ):
-                continue
-            tail = Tail(data[at:], begin + at, footers, strict=True)
-            if _frames(tail):
+        for starts in _candidates(data, live, footers):
+            fits: dict[int, Tail] = {}
+            for at in starts:
+                if (
+                    footers
+                    and live
+                    and not any(
+                        at >= FOOTER_SIZE and has_footer(data, at - FOOTER_SIZE, i) for i in live
+                    )
+                ):
+                    continue
+                tail = Tail(data[at:], begin + at, footers, strict=True)
+                if _frames(tail):
+                    fits[at] = tail
+            if len(fits) == 1:
+                ((at, tail),) = fits.items()
                 return begin + at, tail
+            if fits:
+                # RAM and device state may hold what looks like a start. Which one is it?
+                return 0, None
         if begin == low or look >= _LAST_LOOK:
             return 0, None
-        look *= 8
+        look *= 4
 
 
-# Positions where the first device section may stand, the likeliest first.
-def _candidates(data: memoryview, live: list[int], footers: bool | None) -> Iterator[int]:
+# Positions where the first device section may stand, in groups of one kind, the likeliest first.
+def _candidates(data: memoryview, live: list[int], footers: bool | None) -> Iterator[list[int]]:
+    full = bytes([SectionType.QEMU_VM_SECTION_FULL])
     frame = next(find_vmdescriptions(data), None)
     if frame is not None:
+        # The first of the description may have come ahead of RAM.
         for device in frame.layout.devices[:4]:
-            if not 0 < len(device.idstr) < 256:
-                continue
-            name = grammar.COUNTED_STRING.build(device.idstr)
-            mark = re.escape(name + device.instance_id.to_bytes(4, "big"))
-            full = bytes([SectionType.QEMU_VM_SECTION_FULL])
-            for match in list(re.finditer(full + b".{4}" + mark, data, re.DOTALL))[-4:]:
-                yield match.start()
-    elif footers:
-        for section_id in live:
-            mark = bytes([SectionType.QEMU_VM_SECTION_FOOTER]) + section_id.to_bytes(4, "big")
-            full = bytes([SectionType.QEMU_VM_SECTION_FULL])
-            for match in list(re.finditer(re.escape(mark + full), data))[-4:]:
-                yield match.end() - 1
+            if 0 < len(device.idstr) < 256:
+                name = grammar.COUNTED_STRING.build(device.idstr)
+                mark = re.escape(name + device.instance_id.to_bytes(4, "big"))
+                found = re.finditer(full + b".{4}" + mark, data, re.DOTALL)
+                yield [m.start() for m in found][-_MOST_STARTS:]
+    elif footers and live:
+        marks = (
+            re.escape(bytes([SectionType.QEMU_VM_SECTION_FOOTER]) + i.to_bytes(4, "big") + full)
+            for i in live
+        )
+        found = re.finditer(b"|".join(marks), data)
+        yield [m.end() - 1 for m in found][-_MOST_STARTS:]
 
 
 def _frames(tail: Tail) -> bool:
     try:
-        return all(not isinstance(e, Gap) for e in frame_tail(tail))
+        return not any(
+            isinstance(e, Gap) or (isinstance(e, Anomaly) and e.severity != "info")
+            for e in frame_tail(tail)
+        )
     except StreamError:
         return False

@@ -204,6 +204,12 @@ def check_free(path: Path, *, force: bool, keep: tuple[int, int] | None = None) 
         raise OutputError(f"{path}: exists (--force replaces it)")
 
 
+def check_parent(path: Path) -> None:
+    """Raise OSError if `path` has no directory to stand in. Better said first than last."""
+    with _named(path):
+        os.stat(path.parent)
+
+
 def write_text(path: Path, text: str, *, force: bool = False) -> None:
     """Write a small text file whole."""
     with OutputFile(path, force=force) as out:
