@@ -182,6 +182,7 @@ class RAMCoverage:
         self._last_key = -1
         self._last_keys = np.zeros(0, np.int64)
         self._last_offsets = np.zeros(0, np.uint64)
+        self._steady = True  # the last keys go up, so no odd one is among them
         self._shift = page_size.bit_length() - 1
 
     def add(self, batch: PageBatch) -> None:
@@ -190,6 +191,8 @@ class RAMCoverage:
         block = batch.block
         kind = _KIND_OF_FLAGS[batch.flags]
         low, high = int(block[0]), int(block[-1])
+        if self._add_next(page, kind, batch):
+            return
         if low == high and (block == low).all():
             sent_before = self._add_to_block(low, page, kind, batch)
             key = page | low << 44
@@ -203,6 +206,38 @@ class RAMCoverage:
             key = page | block.astype(np.int64) << 44
         self._count_passes(key, sent_before, kind, batch)
         self._look_for_damage(key, kind, batch)
+
+    # The usual batch of a first pass: neighbouring pages of one block, none of them seen before,
+    # behind those before. It needs none of the care below; false if this is not such a batch.
+    def _add_next(self, page: _Indices, kind: NDArray[np.uint8], batch: PageBatch) -> bool:
+        first, stop, block = int(page[0]), int(page[-1]) + 1, int(batch.block[0])
+        if (
+            not self.passes
+            or not self._steady
+            or stop - first != len(page)
+            or first | block << 44 <= self._last_key
+            or (batch.block != block).any()
+            or (np.diff(page) != 1).any()
+            or self.blocks[block].sent.any(first, stop)
+        ):
+            return False
+        records = np.bincount(kind, minlength=4)
+        if records[_ZERO] and batch.fills().any():
+            return False
+        wire_bytes = int(batch.size.sum(dtype=np.int64))
+        for counted in (self.blocks[block], self.passes[-1]):
+            counted.records += records
+            counted.wire_bytes += wire_bytes
+        self.blocks[block].sent.add_range(first, stop)
+        self._remember(page | block << 44, batch)
+        return True
+
+    # Keep what the next batch is compared with.
+    def _remember(self, keys: _Indices, batch: PageBatch) -> None:
+        self._last_key = int(keys[-1])
+        self._last_keys = np.concatenate((self._last_keys, keys[-4:]))[-4:]
+        self._last_offsets = np.concatenate((self._last_offsets, batch.record_offset[-4:]))[-4:]
+        self._steady = bool((np.diff(self._last_keys) > 0).all())
 
     # Facts that no rule of the loader catches, and that a flipped bit would make.
     def _look_for_damage(self, key: _Indices, kind: NDArray[np.uint8], batch: PageBatch) -> None:
@@ -224,8 +259,7 @@ class RAMCoverage:
                     offsets = np.concatenate((self._last_offsets, batch.record_offset))
                     self.first_out_of_place = int(offsets[2 + int(np.argmax(odd))])
                 self.out_of_place += int(np.count_nonzero(odd))
-        self._last_keys = keys[-4:]
-        self._last_offsets = np.concatenate((self._last_offsets, batch.record_offset[-4:]))[-4:]
+        self._remember(key, batch)
 
     # Count the records of one block; return which of the pages were sent before.
     def _add_to_block(
@@ -260,7 +294,6 @@ class RAMCoverage:
         back = np.empty(len(key), np.bool_)
         back[0] = int(key[0]) <= self._last_key
         np.less_equal(key[1:], key[:-1], out=back[1:])
-        self._last_key = int(key[-1])
         starts = np.flatnonzero(back & sent_before).tolist() if back.any() else []
         if not self.passes:
             starts = [0, *(s for s in starts if s)]
