@@ -28,6 +28,11 @@ def quoted(name: bytes) -> str:
     return repr(name.decode("utf-8", "backslashreplace"))
 
 
+def printable(text: str) -> str:
+    """Escape what would not print, or would be taken for an instruction to the terminal."""
+    return "".join(c if c.isprintable() else repr(c)[1:-1] for c in text)
+
+
 class VmstreamError(Exception):
     """Base of all errors that vmstream raises on purpose."""
 

@@ -10,7 +10,7 @@ import sys
 
 import click
 
-from vmstream.errors import EXIT_OS, VmstreamError
+from vmstream.errors import EXIT_OS, VmstreamError, printable
 from vmstream.version import __version__
 
 # Name: (module, attribute, one line of help). Importing a command costs numpy and construct,
@@ -112,5 +112,4 @@ def _run(args: list[str]) -> int:
 
 
 def _tell(message: str) -> None:
-    safe = "".join(c if c.isprintable() else repr(c)[1:-1] for c in message)
-    click.echo(f"vmstream: {safe}", err=True)
+    click.echo(f"vmstream: {printable(message)}", err=True)

@@ -39,6 +39,7 @@ from vmstream.wire.constants import (
     MigCmd,
     RAMSaveFlag,
     SectionType,
+    command_name,
 )
 from vmstream.wire.parse import command_fields
 from vmstream.wire.vmsd import VMDescriptionLayout
@@ -52,7 +53,7 @@ _END = SectionType.QEMU_VM_SECTION_END
 _FULL = SectionType.QEMU_VM_SECTION_FULL
 
 # Commands that show a feature of the QEMU that wrote the stream.
-_FEATURE_OF_COMMAND = {
+_FEATURE_OF_COMMAND: dict[int, str] = {
     MigCmd.OPEN_RETURN_PATH: "return-path",
     MigCmd.POSTCOPY_ADVISE: "postcopy-ram",
     MigCmd.PACKAGED: "postcopy, switched over",
@@ -179,7 +180,6 @@ class Summary:
 
     def _command(self, event: Command) -> None:
         self.command_count += 1
-        known = event.cmd in MigCmd._value2member_map_
         if event.cmd not in COMMAND_LENGTHS or len(event.data) not in (
             COMMAND_LENGTHS[event.cmd] or (len(event.data),)
         ):
@@ -192,14 +192,14 @@ class Summary:
             )
         # An ADVISE without data is for dirty bitmaps alone.
         bare_advise = event.cmd == MigCmd.POSTCOPY_ADVISE and not event.data
-        if known and not bare_advise and (feature := _FEATURE_OF_COMMAND.get(MigCmd(event.cmd))):
+        if not bare_advise and (feature := _FEATURE_OF_COMMAND.get(event.cmd)):
             self.features[feature] = None
         if len(self.commands) < MAX_COMMANDS:
             self.commands.append(
                 models.CommandReport(
                     event.offset,
                     event.cmd,
-                    MigCmd(event.cmd).name if known else "unknown",
+                    command_name(event.cmd),
                     len(event.data),
                     command_fields(event.cmd, event.data),
                 )

@@ -27,7 +27,7 @@ from vmstream.stream.events import (
     VMDescription,
 )
 from vmstream.transport.source import Source
-from vmstream.wire.constants import MigCmd, RAMSaveFlag, SectionType
+from vmstream.wire.constants import RAMSaveFlag, SectionType, command_name
 from vmstream.wire.parse import command_fields
 
 PAGE_KINDS: Final = {
@@ -205,10 +205,9 @@ def _describe(event: Event) -> tuple[str, dict[str, Any]]:
         case SectionFooter():
             return "footer", {"section_id": event.section_id}
         case Command():
-            known = event.cmd in MigCmd._value2member_map_
             return "command", {
                 "cmd": event.cmd,
-                "name": MigCmd(event.cmd).name if known else "unknown",
+                "name": command_name(event.cmd),
                 "data": event.data.hex(),
                 **command_fields(event.cmd, event.data),
             }

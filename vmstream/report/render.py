@@ -10,6 +10,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from vmstream.errors import printable
 from vmstream.report.models import ExtractReport, InspectReport, PageCounts, RecordReport
 
 # More than any table takes, so that none is made narrower.
@@ -38,11 +39,6 @@ def console(file: IO[str] | None = None) -> Console:
         soft_wrap=True,
         width=_WIDTH,
     )
-
-
-def printable(text: str) -> str:
-    """Escape what would not print, or would be taken for an instruction to the terminal."""
-    return "".join(c if c.isprintable() else repr(c)[1:-1] for c in text)
 
 
 def size_text(size: int) -> str:

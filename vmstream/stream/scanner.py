@@ -30,6 +30,7 @@ from vmstream.wire.constants import (
 from vmstream.wire.layout import (
     RAM_WORD_SIZE,
     ZERO_STRIDE,
+    dtype_of,
     is_legal_flags,
     page_stride,
     run_pattern,
@@ -49,6 +50,7 @@ _COMPRESS_PAGE = int(RAMSaveFlag.COMPRESS_PAGE)
 _CONTINUE = int(RAMSaveFlag.CONTINUE)
 _PAGE_KINDS = int(PAGE_KINDS)
 _read_word = struct_of(grammar.RAM_WORD).unpack_from
+_HEAD = dtype_of(grammar.RAM_WORD)["head"]
 _XBZRLE_HEAD = struct_of(grammar.XBZRLE_HEAD)
 _COMPRESS_HEAD = struct_of(grammar.COMPRESS_PAGE_HEAD)
 
@@ -249,7 +251,7 @@ def _run_length(
     found, chunk = 0, 4 * LONG_RUN
     while found < limit:
         n = min(chunk, limit - found)
-        heads: NDArray[np.uint64] = np.ndarray((n,), ">u8", view, pos + found * stride, (stride,))
+        heads: NDArray[np.uint64] = np.ndarray((n,), _HEAD, view, pos + found * stride, (stride,))
         other = (heads & mask) != flags
         stop = int(np.argmax(other))
         if other[stop]:
@@ -341,14 +343,14 @@ def _columns(runs: _Runs, state: RAMState, view: memoryview, base: int, end: int
     start, count = np.array(runs.start, np.int64), np.array(runs.count, np.int64)
     stride = np.array(runs.stride, np.int64)
     if len(start) == 1:
-        heads = np.ndarray((runs.total,), ">u8", view, runs.start[0], (runs.stride[0],))
+        heads = np.ndarray((runs.total,), _HEAD, view, runs.start[0], (runs.stride[0],))
         position = start[0] + stride[0] * np.arange(runs.total)
     else:
         before = np.cumsum(count) - count
         position = np.repeat(start - before * stride, count)
         position += np.repeat(stride, count) * np.arange(runs.total)
         # A view that starts at every byte, so that heads can be taken from any offset.
-        heads = np.ndarray((len(view) - RAM_WORD_SIZE + 1,), ">u8", view, 0, (1,))[position]
+        heads = np.ndarray((len(view) - RAM_WORD_SIZE + 1,), _HEAD, view, 0, (1,))[position]
     return PageBatch(
         offset=base + runs.start[0],
         end=base + end,
@@ -401,7 +403,7 @@ def probe_page_size(view: memoryview, pos: int, idstrs: set[bytes], *, flat: boo
         match = zeros.match(view, pos)
         if match and match.lastindex == 2:
             heads = np.ndarray(
-                ((match.end() - pos) // ZERO_STRIDE,), ">u8", view, pos, (ZERO_STRIDE,)
+                ((match.end() - pos) // ZERO_STRIDE,), _HEAD, view, pos, (ZERO_STRIDE,)
             )
             offsets |= int(np.bitwise_or.reduce(heads)) & ~RAM_LOW_FLAG_MASK
             pos = match.end()

@@ -58,6 +58,11 @@ class MigCmd(IntEnum):
     SWITCHOVER_START = 11  # since 10.0
 
 
+def command_name(cmd: int) -> str:
+    """QEMU's name of a command number; 'unknown' for one it does not have."""
+    return MigCmd(cmd).name if cmd in MigCmd._value2member_map_ else "unknown"
+
+
 # Bytes of data that the loader takes, empty where any. QEMU v10.1.0 migration/savevm.c
 # mig_cmd_args; 9 with data is RECV_BITMAP of 3.0.
 COMMAND_LENGTHS: dict[int, tuple[int, ...]] = {

@@ -187,11 +187,12 @@ def command(data: Buffer, offset: int) -> tuple[int, bytes, int]:
 
 def command_fields(cmd: int, data: bytes) -> dict[str, int]:
     """Name the numbers in the data of a command; empty where it has none or is malformed."""
-    shape = {
+    shapes: dict[int, construct.Construct] = {
         MigCmd.PING: grammar.COMMAND_PING,
         MigCmd.POSTCOPY_ADVISE: grammar.COMMAND_POSTCOPY_ADVISE,
         MigCmd.PACKAGED: grammar.COMMAND_PACKAGED,
-    }.get(MigCmd(cmd) if cmd in MigCmd._value2member_map_ else MigCmd.INVALID)
+    }
+    shape = shapes.get(cmd)
     if shape is None or len(data) != shape.sizeof():
         return {}
     found = shape.parse(data)
