@@ -70,6 +70,7 @@ class RAMReader:
         self._in = cursor
         self._strict = strict
         self._assumed = False  # RAM was read with the default page size, nothing told it
+        self._probed = 0  # up to here the page size was looked for
         self._state: RAMState | None = None
 
     def decide_page_size(self, size: int, source: str) -> None:
@@ -122,14 +123,15 @@ class RAMReader:
         ram.context = context
         while True:
             yield from self._in.want(RAM_WORD_SIZE)
-            if self.page_size is None and self._in.left() >= RAM_WORD_SIZE:
+            undecided = self.page_size is None and self._in.left() >= RAM_WORD_SIZE
+            if undecided and self._in.offset >= self._probed:
                 yield from self._probe(ram)
             view = self._in.view
             if self.page_size is not None:
                 ram.page_size = self.page_size
             else:
                 # Not further than was looked, so that the size is known before a page is taken.
-                view = view[: self._in.place + _PROBE_SIZE]
+                view = view[: max(self._probed - self._in.base, self._in.place + RAM_WORD_SIZE)]
             try:
                 batch, pos, needed = scan_records(ram, view, self._in.base, self._in.place)
             except BadRecord as bad:
@@ -150,6 +152,7 @@ class RAMReader:
                 yield batch
             elif needed:
                 yield from self._in.have(needed, context)
+                self._probed = self._in.offset  # the record may go on behind it
             elif (yield from self._control(context, pos)):
                 return
 
@@ -236,6 +239,7 @@ class RAMReader:
             return
         yield from self._in.want(_PROBE_SIZE)
         pos = self._in.place
+        self._probed = self._in.offset + _PROBE_SIZE
         found = probe_page_size(
             self._in.view[: pos + _PROBE_SIZE], pos, set(ram.index), flat=ram.flat
         )

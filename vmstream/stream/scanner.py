@@ -11,6 +11,7 @@ Measured with tests/bench/bench_scan.py; the reasons are in docs/architecture.md
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -94,7 +95,7 @@ class RAMState:
 class _Runs:
     """Runs found so far, as columns."""
 
-    __slots__ = ("block", "count", "flags", "payload", "start", "stride", "total")
+    __slots__ = ("block", "count", "flags", "long", "payload", "start", "stride", "total")
 
     def __init__(self) -> None:
         self.start: list[int] = []
@@ -103,6 +104,8 @@ class _Runs:
         self.flags: list[int] = []
         self.payload: list[int] = []
         self.block: list[int] = []
+        # Heads of long runs, which were read to find their ends: (first row, uint64 (n,)).
+        self.long: list[tuple[int, NDArray[np.uint64]]] = []
         self.total = 0
 
     def add(
@@ -168,8 +171,11 @@ def scan_records(
     if not runs.total:
         return None, pos, needed
     batch = _columns(runs, state, view, base, pos)
-    beyond = batch.block_offset >= state.used_length[batch.block]
-    if beyond.any():
+    if int(batch.block_offset.max()) >= min(int(state.used_length[b]) for b in set(runs.block)):
+        # Some record may be beyond the end of its block, and is if it is not of a longer one.
+        beyond = batch.block_offset >= state.used_length[batch.block]
+        if not beyond.any():
+            return batch, pos, needed
         first = int(np.argmax(beyond))
         record = int(batch.record_offset[first])
         state.current = int(batch.block[first])
@@ -225,12 +231,14 @@ def _fast_runs(
             pos = end
             total += n
             if n == LONG_RUN:
-                long_run = _run_length(
+                for heads in _more_heads(
                     view, pos, step, kind_flags, page_size, MAX_BATCH_RECORDS - total
-                )
-                runs.count[-1] += long_run
-                pos += long_run * step
-                total += long_run
+                ):
+                    long_run = len(heads)
+                    runs.long.append((total, heads))
+                    runs.count[-1] += long_run
+                    pos += long_run * step
+                    total += long_run
                 break
             if total >= MAX_BATCH_RECORDS:
                 break
@@ -242,23 +250,26 @@ def _fast_runs(
     return pos
 
 
-# Count the records of one kind from `pos` on, at most `limit`.
-def _run_length(
+# Yield the heads of the records of one kind from `pos` on, in host order, at most `limit`.
+def _more_heads(
     view: memoryview, pos: int, stride: int, flags: int, page_size: int, limit: int
-) -> int:
+) -> Iterator[NDArray[np.uint64]]:
     limit = min(limit, (len(view) - pos) // stride)
     mask = np.uint64(page_size - 1)
-    found, chunk = 0, 4 * LONG_RUN
+    found, chunk = 0, 8 * LONG_RUN
     while found < limit:
         n = min(chunk, limit - found)
-        heads: NDArray[np.uint64] = np.ndarray((n,), _HEAD, view, pos + found * stride, (stride,))
+        wire: NDArray[np.uint64] = np.ndarray((n,), _HEAD, view, pos + found * stride, (stride,))
+        heads = wire.astype(np.uint64)
         other = (heads & mask) != flags
-        stop = int(np.argmax(other))
+        stop = int(other.argmax())
         if other[stop]:
-            return found + stop
+            if stop:
+                yield heads[:stop]
+            return
+        yield heads
         found += n
-        chunk = min(chunk * 4, 1 << 15)
-    return found
+        chunk = min(chunk * 2, 1 << 15)
 
 
 # Append the one record at `pos` and return its size; 0 where a word that is no page record
@@ -338,19 +349,35 @@ def _one_record(runs: _Runs, state: RAMState, view: memoryview, base: int, pos: 
     return size
 
 
+# The heads of all runs, in host order.
+def _heads(runs: _Runs, view: memoryview, position: NDArray[np.int64]) -> NDArray[np.uint64]:
+    # A view that starts at every byte, so that heads can be taken from any offset.
+    wire: NDArray[np.uint64] = np.ndarray((len(view) - RAM_WORD_SIZE + 1,), _HEAD, view, 0, (1,))
+    if not runs.long:
+        return wire[position]
+    pieces: list[NDArray[np.uint64]] = []
+    row = 0
+    for first, heads in runs.long:
+        pieces += (wire[position[row:first]], heads)
+        row = first + len(heads)
+    pieces.append(wire[position[row:]])
+    return np.concatenate(pieces)
+
+
 # Gather the heads of all runs and spread what a run says over its records.
 def _columns(runs: _Runs, state: RAMState, view: memoryview, base: int, end: int) -> PageBatch:
     start, count = np.array(runs.start, np.int64), np.array(runs.count, np.int64)
     stride = np.array(runs.stride, np.int64)
     if len(start) == 1:
-        heads = np.ndarray((runs.total,), _HEAD, view, runs.start[0], (runs.stride[0],))
-        position = start[0] + stride[0] * np.arange(runs.total)
+        position = np.arange(runs.total)
+        position *= stride
+        position += start
+        heads = _heads(runs, view, position)
     else:
         before = np.cumsum(count) - count
         position = np.repeat(start - before * stride, count)
         position += np.repeat(stride, count) * np.arange(runs.total)
-        # A view that starts at every byte, so that heads can be taken from any offset.
-        heads = np.ndarray((len(view) - RAM_WORD_SIZE + 1,), _HEAD, view, 0, (1,))[position]
+        heads = _heads(runs, view, position)
     return PageBatch(
         offset=base + runs.start[0],
         end=base + end,
@@ -397,23 +424,25 @@ def probe_page_size(view: memoryview, pos: int, idstrs: set[bytes], *, flat: boo
         idstrs: Names of the RAM blocks.
         flat: RAM section version 3.
     """
-    zeros = run_pattern(min(TARGET_PAGE_SIZES), LONG_RUN, 0 if flat else _CONTINUE)
+    smallest, modifiers = min(TARGET_PAGE_SIZES), 0 if flat else _CONTINUE
+    zeros = run_pattern(smallest, LONG_RUN, modifiers)
     offsets = 0
     while pos + RAM_WORD_SIZE <= len(view):
         match = zeros.match(view, pos)
         if match and match.lastindex == 2:
-            heads = np.ndarray(
-                ((match.end() - pos) // ZERO_STRIDE,), _HEAD, view, pos, (ZERO_STRIDE,)
-            )
-            offsets |= int(np.bitwise_or.reduce(heads)) & ~RAM_LOW_FLAG_MASK
-            pos = match.end()
+            # The heads of this match, and those of what goes on behind it.
+            for heads in _more_heads(
+                view, pos, ZERO_STRIDE, _ZERO | modifiers, smallest, len(view)
+            ):
+                offsets |= int(np.bitwise_or.reduce(heads)) & ~RAM_LOW_FLAG_MASK
+                pos += len(heads) * ZERO_STRIDE
             continue
         (head,) = _read_word(view, pos)
         flags = head & RAM_FLAG_MASK
         sizes: tuple[int, ...] = TARGET_PAGE_SIZES
         if not is_legal_flags(flags):
             # With pages of 256 bytes the upper two are bits of the offset.
-            flags, sizes = head & RAM_LOW_FLAG_MASK, (min(TARGET_PAGE_SIZES),)
+            flags, sizes = head & RAM_LOW_FLAG_MASK, (smallest,)
         if not is_legal_flags(flags) or not flags & _PAGE_KINDS:
             break
         offsets |= head & ~RAM_FLAG_MASK

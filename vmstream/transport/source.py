@@ -16,12 +16,18 @@ import mmap
 import os
 import select
 import stat
+import threading
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Protocol
+
+import numpy as np
 
 MAPPED_WINDOW = 16 << 20
 READ_WINDOW = 8 << 20
 _PIPE_SIZE = 1 << 20
+
+# What a window may have of the one before it: the record that its end cut.
+_OVERLAP = 128 << 10
 
 Window = tuple[memoryview, int, bool]
 
@@ -62,6 +68,54 @@ class Source(Protocol):
         ...
 
 
+class _Ahead:
+    """A thread that touches the pages of the next mapped window and unmaps the one before last.
+
+    Both are work of the kernel, cost more than the walk over the window and let go of the GIL.
+    """
+
+    def __init__(self) -> None:
+        self._go, self._started, self._touched = (threading.Lock() for _ in range(3))
+        for lock in (self._go, self._started, self._touched):
+            lock.acquire()
+        self._job: tuple[mmap.mmap, mmap.mmap | None] | None = None
+        self._thread = threading.Thread(target=self._run, daemon=True)
+        self._thread.start()
+
+    def start(self, fresh: mmap.mmap, stale: mmap.mmap | None) -> None:
+        """Touch one mapping, then close the other unless somebody still looks at it."""
+        self._job = fresh, stale
+        self._go.release()
+        # Until it has run as far as to let go of the GIL. Else it could wait 5 ms for it, which
+        # is longer than a window takes.
+        self._started.acquire()
+
+    def wait(self) -> None:
+        """Wait until the pages are touched."""
+        self._touched.acquire()
+
+    def stop(self) -> None:
+        """End the thread."""
+        self._job = None
+        self._go.release()
+        self._thread.join()
+
+    def _run(self) -> None:
+        while self._go.acquire() and self._job is not None:
+            fresh, stale = self._job
+            self._job = None
+            # Of bytes: numpy would hold the GIL for numbers that it has to swap.
+            pages = np.frombuffer(fresh, np.uint8)[:: mmap.PAGESIZE]
+            self._started.release()
+            pages.max()
+            del pages, fresh
+            self._touched.release()
+            if stale is not None:
+                with contextlib.suppress(BufferError):
+                    stale.close()
+                del stale
+
+
 class FileSource:
     """A regular file or a block device."""
 
@@ -76,42 +130,75 @@ class FileSource:
         self.size: int | None = max(0, os.lseek(fd, 0, os.SEEK_END) - start)
         self._buffer: memoryview | None = None
         self._sample = bytearray(1)
+        self._ahead: _Ahead | None = None
+        self._next: tuple[int, mmap.mmap] | None = None  # its pages are being touched
+        self._last: mmap.mmap | None = None
+        self._before: mmap.mmap | None = None
+        self._stop = -1  # end of the last window
         with contextlib.suppress(OSError):
             os.posix_fadvise(fd, 0, 0, os.POSIX_FADV_SEQUENTIAL)
 
     def window(self, offset: int, need: int) -> Window:
         """Map or read from `offset` on."""
-        size = self.size or 0
-        begin = self._start + offset
-        base = begin - begin % mmap.ALLOCATIONGRANULARITY
-        stop = min(self._start + size, max(base + MAPPED_WINDOW, begin + need))
-        if stop <= begin:
+        begin, end = self._start + offset, self._start + (self.size or 0)
+        if end <= begin:
             return memoryview(b""), offset, True
-        mapped = self._mapped(base, stop - base)
-        if mapped is not None:
-            return mapped[begin - base :], offset, stop == self._start + size
-        stop = min(self._start + size, begin + max(READ_WINDOW, need))
+        base, mapping = self._take_next(begin, min(end, begin + need))
+        if mapping is None:
+            base = begin - begin % mmap.ALLOCATIONGRANULARITY
+            stop = min(end, max(base + MAPPED_WINDOW, begin + need))
+            mapping = self._mapped(base, stop - base)
+        if mapping is not None:
+            stop = base + len(mapping)
+            if stop < end and 0 <= self._stop - begin < _OVERLAP:
+                self._touch_next(stop, end)
+            self._before, self._last, self._stop = self._last, mapping, stop
+            return memoryview(mapping)[begin - base :], offset, stop == end
+        stop = self._stop = min(end, begin + max(READ_WINDOW, need))
         view = self._read(begin, stop - begin)
         # Shorter than it was: the file shrank. What is left is a truncated stream.
         short = len(view) < stop - begin
-        return view, offset, short or stop == self._start + size
+        return view, offset, short or stop == end
 
     def close(self) -> None:
         """Close the file."""
+        if self._ahead is not None:
+            self._ahead.stop()
         os.close(self._fd)
 
-    # A view of the file's pages, if all of them are in the page cache.
-    def _mapped(self, base: int, length: int) -> memoryview | None:
+    # The mapping that was prepared, if it is the one to go on with: (its start, mapping).
+    def _take_next(self, begin: int, stop: int) -> tuple[int, mmap.mmap | None]:
+        if self._ahead is None or self._next is None:
+            return 0, None
+        self._ahead.wait()
+        base, mapping = self._next
+        self._next = None
+        fits = base <= begin and stop <= base + len(mapping)
+        return base, mapping if fits else None
+
+    # Prepare the window behind `stop` while the one before it is in use.
+    def _touch_next(self, stop: int, end: int) -> None:
+        base = stop - _OVERLAP
+        base -= base % mmap.ALLOCATIONGRANULARITY
+        mapping = self._mapped(base, min(end, base + MAPPED_WINDOW) - base)
+        if mapping is None:
+            return
+        if self._ahead is None:
+            self._ahead = _Ahead()
+        self._next = base, mapping
+        self._ahead.start(mapping, self._before)
+
+    # The file's pages, if all of them are in the page cache. They are unmapped by `_Ahead`, or
+    # when the last view of them goes.
+    def _mapped(self, base: int, length: int) -> mmap.mmap | None:
         if not self._is_cached(base, length):
             return None
         try:
-            mapping = mmap.mmap(
+            return mmap.mmap(
                 self._fd, length, prot=mmap.PROT_READ, flags=mmap.MAP_SHARED, offset=base
             )
         except (OSError, ValueError):
             return None
-        # No close(): the mapping goes when the last view of it does.
-        return memoryview(mapping)
 
     # Whether the page cache holds a stretch of the file, by one byte of every MiB: asking for
     # each page (mincore) costs more than the walk over them.
