@@ -38,6 +38,7 @@ DATA = random.Random(1).randbytes(300_001)
 def way(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
     """Both ways to a file's bytes, with small windows."""
     monkeypatch.setattr(source_module, "MAPPED_WINDOW", 4 * GRAIN)
+    monkeypatch.setattr(source_module, "_OVERLAP", GRAIN)
     monkeypatch.setattr(source_module, "READ_WINDOW", 10_000)
     if request.param == "read":
         monkeypatch.setattr(FileSource, "_is_cached", lambda self, base, length: False)
@@ -122,6 +123,7 @@ def test_any_window(
     data = DATA[start:]
     with pytest.MonkeyPatch.context() as patch, opened(path, start) as source:
         patch.setattr(source_module, "MAPPED_WINDOW", 2 * GRAIN)
+        patch.setattr(source_module, "_OVERLAP", GRAIN)
         patch.setattr(source_module, "READ_WINDOW", 5_000)
         if not mapped:
             patch.setattr(source, "_is_cached", lambda base, length: False)
@@ -214,6 +216,56 @@ def test_a_view_does_not_change_under_its_user(path: Path, way: str) -> None:
         assert kept == DATA[base : base + len(view)]
         del view
         source.window(40_000, 100)
+
+
+@pytest.mark.parametrize("keep", [False, True])
+def test_windows_in_order_are_touched_ahead(
+    path: Path, monkeypatch: pytest.MonkeyPatch, keep: bool
+) -> None:
+    """Each on a thread while the one before is in use; views outlive it, and the thread ends."""
+    monkeypatch.setattr(source_module, "MAPPED_WINDOW", 4 * GRAIN)
+    monkeypatch.setattr(source_module, "_OVERLAP", GRAIN)
+    touched: list[int] = []
+    real = source_module._Ahead.start
+
+    def start(self: source_module._Ahead, fresh: mmap.mmap, stale: mmap.mmap | None) -> None:
+        touched.append(len(fresh))
+        real(self, fresh, stale)
+
+    monkeypatch.setattr(source_module._Ahead, "start", start)
+    before = threading.active_count()
+    kept: list[tuple[memoryview, int]] = []
+    with opened(path) as source:
+        if source._mapped(0, GRAIN) is None:
+            pytest.skip("the kernel does not tell what is in the page cache")
+        offset, count = 0, 0
+        while offset < len(DATA):
+            view, base, _ = source.window(offset, 8)
+            assert view == DATA[base : base + len(view)]
+            offset, count = base + len(view) - (base + len(view) < len(DATA)), count + 1
+            if keep:
+                kept.append((view, base))
+        assert len(touched) >= count - 2 > 10
+        # Back and forth, where nothing was prepared.
+        for at in (len(DATA) // 2, 0, GRAIN, len(DATA) - 1):
+            check_window(source, DATA, at, 8)
+    assert threading.active_count() == before
+    for view, base in kept:
+        assert view == DATA[base : base + len(view)]
+
+
+def test_a_file_that_shrinks_ahead(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The window that was prepared is gone: what is left is read."""
+    monkeypatch.setattr(source_module, "MAPPED_WINDOW", 4 * GRAIN)
+    monkeypatch.setattr(source_module, "_OVERLAP", GRAIN)
+    with opened(path) as source:
+        end = check_window(source, DATA, 0, 8)
+        end = check_window(source, DATA, end - 1, 8)
+        left = end + GRAIN
+        os.truncate(path, left)
+        view, base, at_end = source.window(end - 1, 8)
+        assert (base + len(view), at_end) == (left, True)
+        assert view == DATA[base:left]
 
 
 def test_streams_through_files(tmp_path: Path, way: str) -> None:

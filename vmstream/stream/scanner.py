@@ -453,7 +453,7 @@ def probe_page_size(view: memoryview, pos: int, idstrs: set[bytes], *, flat: boo
             pos += 1 + view[pos]
         if flags & _PAGE:
             if pos + DEFAULT_PAGE_SIZE + RAM_WORD_SIZE >= len(view):
-                return None  # cut off: any smaller size could only fit by chance
+                break  # cut off: any smaller size could only fit by chance
             fits = [
                 size
                 for size in sizes
@@ -463,7 +463,7 @@ def probe_page_size(view: memoryview, pos: int, idstrs: set[bytes], *, flat: boo
         if not flags & _ZERO:
             break
         pos += 1
-    # Zero pages alone: an offset that is no multiple of 4096 shows a smaller page.
+    # Nothing but offsets tells: one that is no multiple of 4096 shows a smaller page.
     small = [s for s in TARGET_PAGE_SIZES if s < DEFAULT_PAGE_SIZE and not offsets & (s - 1)]
     return max(small) if offsets & (DEFAULT_PAGE_SIZE - 1) and small else None
 

@@ -173,12 +173,14 @@ class FileSource:
         self._ahead.wait()
         base, mapping = self._next
         self._next = None
-        fits = base <= begin and stop <= base + len(mapping)
+        end = base + len(mapping)
+        # Still there? Looking at a page that was cut off since would be a SIGBUS.
+        fits = base <= begin and stop <= end and self._is_cached(end - 1, 1)
         return base, mapping if fits else None
 
     # Prepare the window behind `stop` while the one before it is in use.
     def _touch_next(self, stop: int, end: int) -> None:
-        base = stop - _OVERLAP
+        base = max(0, stop - _OVERLAP)
         base -= base % mmap.ALLOCATIONGRANULARITY
         mapping = self._mapped(base, min(end, base + MAPPED_WINDOW) - base)
         if mapping is None:
