@@ -209,13 +209,14 @@ def main() -> None:
     work = Path(tempfile.mkdtemp(prefix="vmstream-bench-", dir=options.dir))
     try:
         pages = options.size * 256
-        for name, mean, share in (
-            ("runs of 10 on average", 10, 0.5),
-            ("PAGE runs of 1000", 1000, 0),
-            ("ZERO and PAGE runs of 1000", 1000, 0.5),
+        for name, mean, share, times in (
+            ("runs of 10 on average", 10, 0.5, 2),
+            ("PAGE runs of 1000", 1000, 0, 1),
+            ("ZERO and PAGE runs of 1000", 1000, 0.5, 2),
+            ("ZERO runs of 2000, a PAGE between", 1000, 1.0, 32),
         ):
             path = work / f"{mean}-{share}.bin"
-            streams.write(path, pages if not share else 2 * pages, mean, zero_share=share)
+            streams.write(path, times * pages, mean, zero_share=share)
             count(path)
             bench_inspect(name, path, options.runs)
             if mean == 10:
