@@ -18,7 +18,6 @@ from vmstream.stream.scanner import (
     LONG_RUN,
     BadRecord,
     RAMState,
-    probe_page_size,
     scan_records,
 )
 from vmstream.wire.constants import TARGET_PAGE_SIZES
@@ -411,65 +410,3 @@ def test_payload_lengths(head: bytes, ok: tuple[int, ...], wrong: tuple[int, ...
         fault = bad(head + pack(length) + bytes(8))
         assert isinstance(fault.error, FormatError)
         assert f"{length} bytes" in fault.error.what
-
-
-# ---- page size -------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize("page_size", sorted(TARGET_PAGE_SIZES))
-@pytest.mark.parametrize("flat", [False, True])
-@pytest.mark.parametrize("zeros", [0, 1, 3, 2 * LONG_RUN + 5])
-def test_probe(page_size: int, flat: bool, zeros: int) -> None:
-    body = random.Random(page_size).randbytes(page_size)
-    w = records(page_size, ram_version=3 if flat else 4)
-    for i in range(zeros):
-        w.zero("a", i * page_size)
-    w.page("a", zeros * page_size, body)
-    followers = {
-        "eos": sw.be64(sw.FLAG_EOS) + sw.footer(1),
-        "page": w.page_head("a", (zeros + 1) * page_size, sw.FLAG_PAGE) + body,
-    }
-    if not flat:
-        followers["named"] = sw.be64(sw.FLAG_ZERO) + b"\1b\0"
-    for behind in followers.values():
-        # Less than a page of the usual size behind it would prove nothing.
-        view = memoryview(b"...." + bytes(w) + behind + bytes(5000))
-        assert probe_page_size(view, 4, {b"a", b"b"}, flat=flat) == page_size
-
-
-def test_probe_does_not_take_an_unknown_name() -> None:
-    w = records()
-    w.page("a", 0, b"\xff" * PAGE)
-    view = memoryview(bytes(w) + sw.be64(sw.FLAG_ZERO) + b"\1z\0")
-    assert probe_page_size(view, 0, {b"a"}, flat=False) is None
-
-
-def test_probe_prefers_the_usual_size() -> None:
-    """Page contents that look like heads everywhere fit every size."""
-    w = records()
-    w.page("a", 0, sw.be64(0x28) * 512)
-    view = memoryview(bytes(w) + sw.be64(0x1028) * 20000)
-    assert probe_page_size(view, 0, {b"a"}, flat=False) == PAGE
-
-
-def test_probe_of_zero_pages_alone() -> None:
-    def probe(*offsets: int) -> int | None:
-        raw = sw.be64(offsets[0] | 0x02) + b"\1a\0"
-        raw += b"".join(sw.be64(o | 0x22) + b"\0" for o in offsets[1:]) + sw.be64(sw.FLAG_EOS)
-        return probe_page_size(memoryview(raw), 0, {b"a"}, flat=False)
-
-    assert probe(0, 0x1000, 0x2000) is None
-    assert probe(0, 0x400, 0x800) == 1024
-    assert probe(0, 0x800, 0x1000) == 2048
-
-
-@pytest.mark.parametrize("data", [b"", b"\0" * 7, sw.be64(sw.FLAG_EOS), sw.be64(0x08), NAMED[:9]])
-def test_probe_of_too_little(data: bytes) -> None:
-    assert probe_page_size(memoryview(data), 0, {b"a"}, flat=False) is None
-
-
-@settings(deadline=None, max_examples=200)
-@given(st.binary(max_size=300), st.booleans())
-def test_probe_of_anything(data: bytes, flat: bool) -> None:
-    found = probe_page_size(memoryview(data), 0, {b"a"}, flat=flat)
-    assert found is None or found in TARGET_PAGE_SIZES

@@ -20,13 +20,8 @@ from vmstream.stream.events import (
     VMDescription,
     fault,
 )
-from vmstream.stream.scanner import (
-    BadRecord,
-    RAMState,
-    next_record,
-    probe_page_size,
-    scan_records,
-)
+from vmstream.stream.probe import next_record, probe_page_size
+from vmstream.stream.scanner import BadRecord, RAMState, scan_records
 from vmstream.stream.tail import describe
 from vmstream.wire import grammar, parse
 from vmstream.wire.constants import (
