@@ -22,7 +22,7 @@ from vmstream.transport import sink
 from vmstream.transport.sink import (
     OutputFile,
     check_free,
-    make_directory,
+    output_directory,
     safe_names,
     write_text,
 )
@@ -490,13 +490,25 @@ def test_write_text(tmp_path: Path) -> None:
     assert names_in(tmp_path) == ["a.json"]
 
 
-def test_make_directory(tmp_path: Path) -> None:
-    make_directory(tmp_path / "a" / "b")
-    make_directory(tmp_path / "a" / "b")
-    assert (tmp_path / "a" / "b").is_dir()
-    (tmp_path / "file").write_bytes(b"")
-    with pytest.raises(OSError) as caught:
-        make_directory(tmp_path / "file")
+def test_output_directory(tmp_path: Path) -> None:
+    """Made with its parents; what is new and stays empty goes again, what was there stays."""
+    deep = tmp_path / "a" / "b"
+    with output_directory(deep):
+        assert deep.is_dir()
+    assert not (tmp_path / "a").exists()
+    with pytest.raises(ZeroDivisionError), output_directory(deep):
+        raise ZeroDivisionError
+    assert not (tmp_path / "a").exists()
+    with output_directory(deep):
+        (deep / "file").write_text("x")
+    assert (deep / "file").exists()
+    (tmp_path / "empty").mkdir()
+    with output_directory(tmp_path / "empty"):
+        pass
+    assert (tmp_path / "empty").is_dir()
+    (tmp_path / "file").write_text("x")
+    with pytest.raises(FileExistsError) as caught, output_directory(tmp_path / "file"):
+        pass
     assert caught.value.filename == str(tmp_path / "file")
 
 

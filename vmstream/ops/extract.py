@@ -45,7 +45,7 @@ from vmstream.transport.sink import (
     OutputFile,
     check_free,
     check_parent,
-    make_directory,
+    output_directory,
     safe_names,
     write_text,
 )
@@ -168,7 +168,7 @@ class _Writer:
         options, output = self._options, self._options.output or Path()
         placements: list[Placement] = []
         if options.all_blocks is not None:
-            make_directory(options.all_blocks)
+            self._stack.enter_context(output_directory(options.all_blocks))
             check_free(options.all_blocks / "manifest.json", force=options.force)
             if options.manifest is not None:
                 _check_apart(options.all_blocks / "manifest.json", options.manifest)

@@ -6,11 +6,12 @@ every head where the record before it ends, so page contents that look like head
 neither. Heads are gathered afterwards, all runs of a batch at once. Records with a name and
 records of variable size are few in plain streams and take the scalar path.
 
-Measured with tests/bench/bench_scan.py; the reasons are in docs/architecture.md.
+Measured with tests/bench/bench.py; the reasons are in docs/architecture.md.
 """
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 
@@ -38,7 +39,7 @@ from vmstream.wire.layout import (
 # Bounds the columns of a batch: 30 bytes a record and temporaries of the same order.
 MAX_BATCH_RECORDS = 1 << 17
 
-# From here on a run is cheaper by numpy than by the pattern (tests/bench/bench_scan.py).
+# From here on a run is cheaper by numpy than by the pattern (tests/bench/bench.py).
 LONG_RUN = 64
 
 _PAGE = int(RAMSaveFlag.PAGE)
@@ -197,7 +198,7 @@ def _fast_runs(
     runs: _Runs,
     view: memoryview,
     pos: int,
-    pattern: object,
+    pattern: re.Pattern[bytes],
     stride_page: int,
     page_size: int,
     modifiers: int,
@@ -209,7 +210,7 @@ def _fast_runs(
     total = runs.total
     while total < MAX_BATCH_RECORDS:
         long_run = 0
-        for match in pattern.finditer(view, pos):  # type: ignore[attr-defined]
+        for match in pattern.finditer(view, pos):
             kind = match.lastindex
             if kind == 1:
                 step, kind_flags, size = stride_page, page_flags, page_size

@@ -217,9 +217,17 @@ def write_text(path: Path, text: str, *, force: bool = False) -> None:
         out.commit()
 
 
-def make_directory(path: Path) -> None:
-    """Make a directory and its parents, unless it is there."""
+@contextlib.contextmanager
+def output_directory(path: Path) -> Iterator[None]:
+    """Make a directory and its parents; what of them is new goes again if nothing came into it."""
+    fresh = [p for p in (path, *path.parents) if not p.exists()]
     path.mkdir(parents=True, exist_ok=True)
+    try:
+        yield
+    finally:
+        with contextlib.suppress(OSError):
+            for made in fresh:
+                made.rmdir()
 
 
 def safe_names(names: Iterable[bytes], suffix: str) -> list[str]:
