@@ -393,6 +393,23 @@ def test_an_early_section_is_confirmed() -> None:
     }
 
 
+def test_early_sections_of_one_name_are_confirmed_in_order() -> None:
+    w = StreamWriter()
+    w.header()
+    for size in (9, 5):
+        w.device(Device("early", fields=[Field("x", "buffer", b"\x44" * size)]))
+    w.ram_start([RamBlock("pc.ram", PAGE)], section_id=9)
+    with w.ram_end():
+        w.zero("pc.ram", 0)
+    w.eof()
+    w.vmdescription()
+    early = look(bytes(w)).sections[:2]
+    assert [(s.body_size, s.framing) for s in early] == [
+        (9, "footer-scan, confirmed"),
+        (5, "footer-scan, confirmed"),
+    ]
+
+
 def test_sections_with_parts() -> None:
     w = started()
     w.live_section("START", 7, b"abc", "other", 3)

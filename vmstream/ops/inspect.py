@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import uuid
+from collections import deque
 from dataclasses import dataclass
 
 import numpy as np
@@ -207,13 +208,18 @@ class Summary:
 
     # Sections that came before their description was known were framed by their footers.
     def _confirm(self, layout: VMDescriptionLayout) -> None:
-        stated = {(d.idstr, d.instance_id): d.size for d in layout.devices}
+        # In stream order, should two have the same name and instance.
+        stated: dict[tuple[bytes, int], deque[int]] = {}
+        for device in layout.devices:
+            stated.setdefault((device.idstr, device.instance_id), deque()).append(device.size)
         for section in self.sections:
             start = section.start
-            if start.section_type == _FULL and section.framing == "footer-scan":
-                size = stated.get((start.idstr, start.instance_id))
-                if size == section.body_size:
-                    section.framing = "footer-scan, confirmed"
+            if start.section_type != _FULL:
+                continue
+            sizes = stated.get((start.idstr, start.instance_id))
+            size = sizes.popleft() if sizes else None
+            if section.framing == "footer-scan" and size == section.body_size:
+                section.framing = "footer-scan, confirmed"
 
     def _note(self, severity: str, code: str, offset: int, message: str) -> None:
         self.findings.on(Anomaly(offset, offset, severity, code, message))
