@@ -18,6 +18,7 @@ import select
 import stat
 import threading
 from concurrent.futures import Future, ThreadPoolExecutor
+from queue import SimpleQueue
 from typing import Protocol
 
 import numpy as np
@@ -75,17 +76,16 @@ class _Ahead:
     """
 
     def __init__(self) -> None:
-        self._go, self._started, self._touched = (threading.Lock() for _ in range(3))
-        for lock in (self._go, self._started, self._touched):
-            lock.acquire()
-        self._job: tuple[mmap.mmap, mmap.mmap | None] | None = None
+        self._jobs: SimpleQueue[tuple[mmap.mmap, mmap.mmap | None] | None] = SimpleQueue()
+        self._started, self._touched = threading.Lock(), threading.Lock()
+        self._started.acquire()
+        self._touched.acquire()
         self._thread = threading.Thread(target=self._run, daemon=True)
         self._thread.start()
 
     def start(self, fresh: mmap.mmap, stale: mmap.mmap | None) -> None:
         """Touch one mapping, then close the other unless somebody still looks at it."""
-        self._job = fresh, stale
-        self._go.release()
+        self._jobs.put((fresh, stale))
         # Until it has run as far as to let go of the GIL. Else it could wait 5 ms for it, which
         # is longer than a window takes.
         self._started.acquire()
@@ -96,19 +96,17 @@ class _Ahead:
 
     def stop(self) -> None:
         """End the thread."""
-        self._job = None
-        self._go.release()
+        self._jobs.put(None)
         self._thread.join()
 
     def _run(self) -> None:
-        while self._go.acquire() and self._job is not None:
-            fresh, stale = self._job
-            self._job = None
+        while (job := self._jobs.get()) is not None:
+            fresh, stale = job
             # Of bytes: numpy would hold the GIL for numbers that it has to swap.
             pages = np.frombuffer(fresh, np.uint8)[:: mmap.PAGESIZE]
             self._started.release()
             pages.max()
-            del pages, fresh
+            del pages, fresh, job
             self._touched.release()
             if stale is not None:
                 with contextlib.suppress(BufferError):
