@@ -24,7 +24,7 @@ from hypothesis import given, settings, strategies as st
 from tests import streamwriter as sw
 from tests.commandline import no_leftovers
 from tests.strategies import corrupted_streams, cut_streams
-from tests.streamwriter import Device, Field, RamBlock, StreamWriter
+from tests.streamwriter import Device, Field, RamBlock, StreamWriter, simple_stream
 from tests.truth import (
     FIXTURES,
     block_sums,
@@ -871,6 +871,28 @@ def test_manifest(tmp_path: Path) -> None:
     (output,) = told["outputs"]
     assert output["sha256"] == hashlib.sha256(image.read_bytes()).hexdigest()
     assert output["idstr"] is None
+
+
+@pytest.mark.parametrize("plugged", [True, False])
+def test_plugged_virtio_mem_is_missed_aloud(tmp_path: Path, plugged: bool) -> None:
+    """Its block has a path for a name, like memory of a device's own; it is the guest's RAM."""
+    path = "0000:00:01.0"
+    w = simple_stream(
+        {f"{path}/vmem0": {PAGE: b"\7" * PAGE} if plugged else {}, "pc.ram": {0: b"\1" * PAGE}},
+        sizes={f"{path}/vmem0": 4 * PAGE},
+        devices=[Device(f"{path}/virtio-mem", fields=[Field("x", "buffer", bytes(8))])],
+    )
+    stream = write(tmp_path / "stream", w)
+    report, code = run(stream, output=tmp_path / "image")
+    assert report.layout is not None
+    assert (tmp_path / "image").read_bytes() == b"\1" * PAGE
+    assert [f"{path}/vmem0" in d for d in report.layout.doubts] == [True] * plugged
+    assert code == plugged
+    _, code = run(stream, block=f"{path}/vmem0", output=tmp_path / "block")
+    assert (code, (tmp_path / "block").read_bytes()[PAGE : 2 * PAGE]) == (
+        0,
+        bytes([7 * plugged]) * PAGE,
+    )
 
 
 def test_without_manifest_nothing_is_hashed(tmp_path: Path) -> None:

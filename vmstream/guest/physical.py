@@ -141,6 +141,14 @@ def concatenated(blocks: tuple[RAMBlock, ...], chosen: list[int]) -> PhysicalMap
     return PhysicalMap(tuple(regions), None, "not decided", ())
 
 
+def left_out(block: RAMBlock) -> str:
+    """Say that a block of plugged memory is not in the map."""
+    return (
+        f"block {_text(block)!r} ({block.used_length:#x} bytes) is not in the image: it is "
+        "plugged memory, whose address is not known here; write it with --block"
+    )
+
+
 def _text(block: RAMBlock) -> str:
     return block.idstr.decode("utf-8", "backslashreplace")
 
@@ -280,12 +288,7 @@ def _boot_blocks(
         if len(chosen) > 1
         else f"the RAM that CMOS states is block {names}"
     )
-    doubts.extend(
-        f"block {_text(blocks[i])!r} ({blocks[i].used_length:#x} bytes) is not in the image: it is "
-        "plugged memory, whose address is not in the stream; write it with --block"
-        for i in ram
-        if i not in chosen
-    )
+    doubts.extend(left_out(blocks[i]) for i in ram if i not in chosen)
     return chosen
 
 

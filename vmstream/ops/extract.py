@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from vmstream.errors import (
@@ -22,6 +22,7 @@ from vmstream.guest.physical import (
     Evidence,
     PhysicalMap,
     concatenated,
+    left_out,
     physical_map,
     ram_blocks,
 )
@@ -223,10 +224,19 @@ class _Writer:
         if self.map is None:
             return
         final = physical_map(evidence, self._options.below_4g)
+        final = replace(final, doubts=final.doubts + tuple(self._left_out(evidence)))
         if final.regions != self.map.regions:
             out = self.files[None]
             out.rearrange(moves(self.map, final), final.size)
         self.map = final
+
+    # Blocks of virtio-mem devices that hold memory: their names are paths, as those of devices'
+    # own memory are. QEMU v10.1.0 hw/virtio/virtio-mem.c virtio_mem_device_realize().
+    def _left_out(self, evidence: Evidence) -> Iterator[str]:
+        for covered in self._summary.coverage_blocks():
+            path, slash, _ = covered.block.idstr.rpartition(b"/")
+            if slash and path + b"/virtio-mem" in evidence.idstrs and covered.sent.count():
+                yield left_out(covered.block)
 
 
 def moves(old: PhysicalMap, new: PhysicalMap) -> Iterator[tuple[int, int, int]]:
