@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import uuid
-from collections import deque
 from dataclasses import dataclass
 
 import numpy as np
@@ -208,16 +207,13 @@ class Summary:
 
     # Sections that came before their description was known were framed by their footers.
     def _confirm(self, layout: VMDescriptionLayout) -> None:
-        # In stream order, should two have the same name and instance.
-        stated: dict[tuple[bytes, int], deque[int]] = {}
-        for device in layout.devices:
-            stated.setdefault((device.idstr, device.instance_id), deque()).append(device.size)
+        layouts = layout.queues()
         for section in self.sections:
             start = section.start
             if start.section_type != _FULL:
                 continue
-            sizes = stated.get((start.idstr, start.instance_id))
-            size = sizes.popleft() if sizes else None
+            devices = layouts.get((start.idstr, start.instance_id))
+            size = devices.popleft().size if devices else None
             if section.framing == "footer-scan" and size == section.body_size:
                 section.framing = "footer-scan, confirmed"
 

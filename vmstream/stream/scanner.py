@@ -370,12 +370,11 @@ def _columns(runs: _Runs, state: RAMState, view: memoryview, base: int, end: int
         position = np.arange(runs.total)
         position *= stride
         position += start
-        heads = _heads(runs, view, position)
     else:
         before = np.cumsum(count) - count
         position = np.repeat(start - before * stride, count)
         position += np.repeat(stride, count) * np.arange(runs.total)
-        heads = _heads(runs, view, position)
+    heads = _heads(runs, view, position)
     return PageBatch(
         offset=base + runs.start[0],
         end=base + end,

@@ -202,10 +202,7 @@ class _Framer:
         self.ended = False
         self.footers = tail.footers
         self.frame = frame
-        # In stream order, should two have the same name and instance.
-        self.layouts: dict[tuple[bytes, int], deque[vmsd.DeviceLayout]] = {}
-        for device in frame.layout.devices if frame else ():
-            self.layouts.setdefault((device.idstr, device.instance_id), deque()).append(device)
+        self.layouts = frame.layout.queues() if frame else {}
 
     def events(self) -> Iterator[Event]:
         try:

@@ -8,6 +8,7 @@ version and its fields; a nested struct's `size` already has its subsections in 
 from __future__ import annotations
 
 import json
+from collections import deque
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -40,6 +41,13 @@ class VMDescriptionLayout:
 
     page_size: int | None
     devices: tuple[DeviceLayout, ...]
+
+    def queues(self) -> dict[tuple[bytes, int], deque[DeviceLayout]]:
+        """The devices by name and instance, which two can share: then in stream order."""
+        found: dict[tuple[bytes, int], deque[DeviceLayout]] = {}
+        for device in self.devices:
+            found.setdefault((device.idstr, device.instance_id), deque()).append(device)
+        return found
 
 
 def _integer(value: object) -> int:
