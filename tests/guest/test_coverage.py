@@ -19,7 +19,8 @@ from tests.streamwriter import StreamWriter
 from tests.truth import load_manifest, open_fixture
 from vmstream.guest import coverage as coverage_module
 from vmstream.guest.coverage import KINDS, PageBitmap, RAMCoverage
-from vmstream.stream.events import PageBatch, RAMBlock
+from vmstream.stream.events import PageBatch, PageColumns, RAMBlock, Run
+from vmstream.wire.constants import PAGE_KINDS, RAMSaveFlag
 
 PAGE = 4096
 FLAGS = {"normal": 0x08, "zero": 0x02, "xbzrle": 0x40, "compressed": 0x100}
@@ -141,25 +142,66 @@ class Record:
 
 
 def batch_of(
-    records: Sequence[Record], blocks: tuple[RAMBlock, ...], page_size: int, offset: int
+    records: Sequence[Record],
+    blocks: tuple[RAMBlock, ...],
+    page_size: int,
+    offset: int,
+    *,
+    as_runs: bool = False,
 ) -> PageBatch:
     size = np.array([r.size for r in records], np.uint32)
     ends = offset + np.cumsum(size, dtype=np.uint64)
     window = b"".join(bytes(r.size - 1) + bytes([r.fill]) for r in records)
-    return PageBatch(
-        offset=offset,
-        end=int(ends[-1]),
+    columns = PageColumns(
         record_offset=ends - size,
         size=size,
         flags=np.array([FLAGS[r.kind] | 0x20 * (i % 2) for i, r in enumerate(records)], np.uint16),
         block=np.array([r.block for r in records], np.int32),
         block_offset=np.array([r.page * page_size for r in records], np.uint64),
         payload_size=size - 8,
+    )
+    return PageBatch(
+        offset=offset,
+        end=int(ends[-1]),
+        pages=runs_of(records, page_size, offset) if as_runs else columns,
         blocks=blocks,
         page_size=page_size,
         window=memoryview(window),
         window_offset=offset,
     )
+
+
+def runs_of(records: Sequence[Record], page_size: int, offset: int) -> tuple[Run, ...]:
+    runs: list[Run] = []
+    at = before = 0
+    for record in records:
+        flags = FLAGS[record.kind]
+        same = (flags, record.block, record.page * page_size, record.size, before)
+        last = runs[-1] if runs else None
+        if last and same == (
+            last.flags,
+            last.block,
+            last.block_offset + last.pages * page_size,
+            last.stride,
+            last.stride,
+        ):
+            runs[-1] = last._replace(pages=last.pages + 1)
+        else:
+            runs.append(
+                Run(
+                    kind=RAMSaveFlag(flags & int(PAGE_KINDS)),
+                    block=record.block,
+                    block_offset=record.page * page_size,
+                    pages=1,
+                    record_offset=offset + at,
+                    payload=at + (record.size - 1 if record.kind == "zero" else 8),
+                    stride=record.size,
+                    flags=flags,
+                )
+            )
+        at += record.size
+        before = record.size
+    return tuple(runs)
 
 
 class Truth:
@@ -223,15 +265,17 @@ def compare(found: RAMCoverage, truth: Truth) -> None:
 
 
 def account(records: Sequence[Record], cuts: Sequence[int], pages: int, page_size: int) -> None:
-    """Add records in batches cut at `cuts`, and compare."""
+    """Add records in batches cut at `cuts`, of either form, and compare."""
     blocks = tuple(RAMBlock(b"%d" % i, pages * page_size) for i in range(3))
-    found, truth = RAMCoverage(blocks, page_size), Truth()
     edges = sorted({0, len(records), *(c for c in cuts if c < len(records))})
-    for begin, end in pairwise(edges):
-        found.add(batch_of(records[begin:end], blocks, page_size, truth.offset))
-        for record in records[begin:end]:
-            truth.add(record)
-    compare(found, truth)
+    for runs in ((False, False), (True, True), (True, False), (False, True)):
+        found, truth = RAMCoverage(blocks, page_size), Truth()
+        for i, (begin, end) in enumerate(pairwise(edges)):
+            part = records[begin:end]
+            found.add(batch_of(part, blocks, page_size, truth.offset, as_runs=runs[i % 2]))
+            for record in part:
+                truth.add(record)
+        compare(found, truth)
 
 
 any_records = st.lists(
@@ -240,7 +284,7 @@ any_records = st.lists(
         st.integers(0, 2),
         st.integers(0, 20),
         st.sampled_from(KINDS),
-        st.integers(9, 5000),
+        st.sampled_from((9, 9, 4104)) | st.integers(9, 5000),
         st.sampled_from((0, 0, 0, 255)),
     ),
     min_size=1,
@@ -262,6 +306,25 @@ def test_scans_in_order(scans: list[set[int]], cuts: list[int]) -> None:
     records = [Record(block, page) for scan in scans for block in range(3) for page in sorted(scan)]
     if records:
         account(records, cuts, 41, PAGE)
+
+
+@settings(deadline=None, max_examples=100)
+@given(
+    st.lists(
+        st.tuples(st.integers(0, 2), st.integers(0, 80), st.integers(1, 30), st.booleans()),
+        min_size=1,
+        max_size=12,
+    ),
+    st.lists(st.integers(1, 200), max_size=6),
+)
+def test_long_runs(stretches: list[tuple[int, int, int, bool]], cuts: list[int]) -> None:
+    """Runs over each other, in any order, with an odd page here and there."""
+    records = [
+        Record(block, page, "zero" if zero else "normal", 9 if zero else 4104)
+        for block, first, count, zero in stretches
+        for page in range(first, first + count)
+    ]
+    account(records, cuts, 111, PAGE)
 
 
 def test_passes_of_a_live_migration() -> None:

@@ -14,8 +14,8 @@ from hypothesis import given, settings
 from tests.decoding import COLUMNS, decode
 from tests.strategies import streams
 from tests.streamwriter import RamBlock, StreamWriter
-from vmstream.stream import events
-from vmstream.stream.events import Event, PageBatch, RAMBlock, Run
+from vmstream.stream import events, scanner
+from vmstream.stream.events import Event, PageBatch, PageColumns, RAMBlock, Run
 from vmstream.stream.scanner import RAMState, scan_records
 from vmstream.wire.constants import RAMSaveFlag
 
@@ -37,13 +37,31 @@ KIND = {
 
 
 def batch_of(w: StreamWriter, base: int = 1000) -> PageBatch:
-    """The records in `w`, which has nothing else, as a batch at `base`."""
+    """The records in `w`, which has nothing else, as a batch at `base`.
+
+    Scanned as columns and as runs, which must say the same.
+    """
     blocks = tuple(RAMBlock(name.encode(), len(content)) for name, content in w.blocks.items())
-    state = RAMState(blocks, w.page_size)
-    batch, pos, needed = scan_records(state, memoryview(bytes(w)), base, 0)
-    assert batch is not None
-    assert (pos, needed) == (len(w.data), 8)
-    return batch
+    found: list[PageBatch] = []
+    with pytest.MonkeyPatch.context() as patch:
+        for few in (1, 1 << 40):
+            patch.setattr(scanner, "_FEW_RUNS", few)
+            state = RAMState(blocks, w.page_size)
+            batch, pos, needed = scan_records(state, memoryview(bytes(w)), base, 0)
+            assert batch is not None
+            assert (pos, needed) == (len(w.data), 8)
+            found.append(batch)
+    runs, columns = found
+    assert isinstance(runs.pages, tuple)
+    assert isinstance(columns.pages, PageColumns)
+    assert runs.runs() == columns.runs()
+    assert len(runs) == len(columns)
+    for name, dtype in DTYPES.items():
+        assert getattr(runs, name).dtype == dtype
+        assert getattr(runs, name).tolist() == getattr(columns, name).tolist()
+    assert runs.fills().tolist() == columns.fills().tolist()
+    assert runs.detach().runs() == columns.detach().runs()
+    return columns
 
 
 def writer(**sizes: int) -> StreamWriter:
@@ -225,7 +243,7 @@ def test_a_single_record() -> None:
 
 def test_empty_batch_has_no_runs() -> None:
     batch = batch_of(mixed())
-    none = dataclasses.replace(batch, **{name: getattr(batch, name)[:0] for name in COLUMNS})
+    none = dataclasses.replace(batch, pages=batch.columns.first(0))
     assert len(none) == 0
     assert none.runs() == []
     assert none.fills().tolist() == []
@@ -238,7 +256,7 @@ def test_events_are_values() -> None:
         names = [f.name for f in dataclasses.fields(kind)]
         assert names[:2] == ["offset", "end"]
         assert kind.__dataclass_params__.frozen
-        assert hasattr(kind, "__slots__")
+        assert hasattr(kind, "__slots__") or kind is PageBatch
     footer = events.SectionFooter(1, 6, 7)
     with pytest.raises(dataclasses.FrozenInstanceError):
         footer.offset = 2  # type: ignore[misc]

@@ -89,12 +89,16 @@ def scan_all(
 
 def check(w: StreamWriter, behind: bytes = b"") -> list[PageBatch]:
     """All records of `w` are found; `behind` is left, and the scan says why."""
-    batches, pos, needed = scan_all(state_of(w), bytes(w) + behind, base=7000)
     name = b"ram" if w.ram_version == 3 else None
-    assert rows(batches) == truth(w.items, name, base=7000)
-    assert pos == len(w.data)
-    if not behind:
-        assert needed == 8
+    with pytest.MonkeyPatch.context() as patch:
+        for few in (1, 1 << 40, scanner._FEW_RUNS):
+            # As runs wherever they can be, as columns, and as usual.
+            patch.setattr(scanner, "_FEW_RUNS", few)
+            batches, pos, needed = scan_all(state_of(w), bytes(w) + behind, base=7000)
+            assert rows(batches) == truth(w.items, name, base=7000)
+            assert pos == len(w.data)
+            if not behind:
+                assert needed == 8
     return batches
 
 

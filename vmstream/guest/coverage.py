@@ -6,6 +6,7 @@ wire marks one.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from itertools import pairwise
 from typing import Final
@@ -13,18 +14,22 @@ from typing import Final
 import numpy as np
 from numpy.typing import NDArray
 
-from vmstream.stream.events import PageBatch, RAMBlock
+from vmstream.stream.events import PageBatch, PageColumns, RAMBlock, Run
 from vmstream.wire.constants import RAMSaveFlag
 
 # Words for the kinds of page record, in the order of the columns of `BlockCoverage.records`.
 KINDS: Final = ("normal", "zero", "xbzrle", "compressed")
 
 _ZERO = KINDS.index("zero")
+_COLUMN: Final = {
+    RAMSaveFlag.PAGE: 0,
+    RAMSaveFlag.ZERO: _ZERO,
+    RAMSaveFlag.XBZRLE: 2,
+    RAMSaveFlag.COMPRESS_PAGE: 3,
+}
 _KIND_OF_FLAGS = np.zeros(1024, np.uint8)
 for _flags in range(1024):
-    for _column, _flag in enumerate(
-        (RAMSaveFlag.PAGE, RAMSaveFlag.ZERO, RAMSaveFlag.XBZRLE, RAMSaveFlag.COMPRESS_PAGE)
-    ):
+    for _flag, _column in _COLUMN.items():
         if _flags & _flag:
             _KIND_OF_FLAGS[_flags] = _column
 
@@ -32,6 +37,7 @@ for _flags in range(1024):
 MAX_PASSES = 1000
 
 _Indices = NDArray[np.int64]
+_Offsets = NDArray[np.uint64] | NDArray[np.int64]
 
 
 class PageBitmap:
@@ -39,7 +45,9 @@ class PageBitmap:
 
     def __init__(self, pages: int) -> None:
         self.pages = pages
-        self._bits = np.zeros((pages + 7) // 8, np.uint8)
+        # The same bytes twice: Python is quicker at a range of them, numpy at many places.
+        self._bytes = bytearray((pages + 7) // 8)
+        self._bits = np.frombuffer(self._bytes, np.uint8)
 
     def test(self, pages: _Indices) -> NDArray[np.bool_]:
         """Whether each of `pages` is in the set, bool (n,)."""
@@ -72,7 +80,15 @@ class PageBitmap:
 
     def any(self, first: int, stop: int) -> bool:
         """Whether any page from `first` up to `stop` is in the set."""
-        return bool(self.members(first, stop).any())
+        if first >= stop:
+            return False
+        low, high = first >> 3, stop >> 3
+        head, rest = 0xFF << (first & 7) & 0xFF, (1 << (stop & 7)) - 1
+        held = self._bytes
+        if low == high:
+            return bool(held[low] & head & rest)
+        inside = held.count(0, low + 1, high) != high - low - 1
+        return inside or bool(held[low] & head or (rest and held[high] & rest))
 
     def members(self, first: int, stop: int) -> NDArray[np.bool_]:
         """Membership of the pages from `first` up to `stop`, bool (stop - first,)."""
@@ -96,15 +112,15 @@ class PageBitmap:
             self._mask(low, head & rest, value)
             return
         self._mask(low, head, value)
-        self._bits[low + 1 : high] = 0xFF if value else 0
+        self._bytes[low + 1 : high] = (b"\xff" if value else b"\0") * (high - low - 1)
         if rest:
             self._mask(high, rest, value)
 
     def _mask(self, place: int, mask: int, value: bool) -> None:
         if value:
-            self._bits[place] |= mask
+            self._bytes[place] |= mask
         else:
-            self._bits[place] &= ~mask & 0xFF
+            self._bytes[place] &= ~mask & 0xFF
 
 
 # Records of each kind, int64 (4,). Four comparisons of bytes beat one bincount.
@@ -184,14 +200,16 @@ class RAMCoverage:
         self.first_out_of_place = 0
         self.filled = 0
         self.first_filled = 0
-        self._last_key = -1
-        self._last_keys = np.zeros(0, np.int64)
-        self._last_offsets = np.zeros(0, np.uint64)
-        self._steady = True  # the last keys go up, so no odd one is among them
+        # Of the last four records: the first and the last of an inner stretch of a run will do.
+        self._last_keys: list[int] = []
+        self._last_offsets: list[int] = []
         self._shift = page_size.bit_length() - 1
 
     def add(self, batch: PageBatch) -> None:
         """Count one batch."""
+        if not isinstance(batch.pages, PageColumns):
+            self._add_runs(batch.pages, batch)
+            return
         page = (batch.block_offset >> np.uint64(self._shift)).view(np.int64)
         block = batch.block
         kind = _KIND_OF_FLAGS[batch.flags]
@@ -210,7 +228,9 @@ class RAMCoverage:
                 )
             key = page | block.astype(np.int64) << 44
         self._count_passes(key, sent_before, kind, batch)
-        self._look_for_damage(key, kind, batch)
+        if (kind == _ZERO).any():
+            self._look_at_fills(batch)
+        self._look_for_damage(key, batch.record_offset)
 
     # The usual batch of a first pass: neighbouring pages of one block, none of them seen before,
     # behind those before. It needs none of the care below; false if this is not such a batch.
@@ -218,9 +238,8 @@ class RAMCoverage:
         first, stop, block = int(page[0]), int(page[-1]) + 1, int(batch.block[0])
         if (
             not self.passes
-            or not self._steady
             or stop - first != len(page)
-            or first | block << 44 <= self._last_key
+            or first | block << 44 <= self._last_key()
             or (batch.block != block).any()
             or (page[1:] - page[:-1] != 1).any()
             or self.blocks[block].sent.any(first, stop)
@@ -234,26 +253,64 @@ class RAMCoverage:
             counted.records += records
             counted.wire_bytes += wire_bytes
         self.blocks[block].sent.add_range(first, stop)
-        self._remember(page[-4:] | block << 44, batch)
+        self._look_for_damage(page[-4:] | block << 44, batch.record_offset[-4:])
         return True
 
-    # Keep what the next batch is compared with.
-    def _remember(self, keys: _Indices, batch: PageBatch) -> None:
-        self._last_key = int(keys[-1])
-        self._last_keys = np.concatenate((self._last_keys, keys[-4:]))[-4:]
-        self._last_offsets = np.concatenate((self._last_offsets, batch.record_offset[-4:]))[-4:]
-        self._steady = bool((np.diff(self._last_keys) > 0).all())
+    # A batch of long runs: each is counted as a whole.
+    def _add_runs(self, runs: Sequence[Run], batch: PageBatch) -> None:
+        keys: list[int] = []
+        offsets: list[int] = []
+        last = self._last_key()
+        for run in runs:
+            first = run.block_offset >> self._shift
+            key, column, wire_bytes = (
+                first | run.block << 44,
+                _COLUMN[run.kind],
+                run.pages * run.stride,
+            )
+            again = self._send_run(self.blocks[run.block], first, first + run.pages)
+            if not self.passes or (again and key <= last):
+                self._begin_pass(run.record_offset)
+            for counted in (self.blocks[run.block], self.passes[-1]):
+                counted.records[column] += run.pages
+                counted.wire_bytes += wire_bytes
+            last = key + run.pages - 1
+            # No record is odd behind the first two of a run and in front of the last two.
+            for i in range(min(run.pages, 4)):
+                place = i if i < 2 else run.pages - min(run.pages, 4) + i
+                keys.append(key + place)
+                offsets.append(run.record_offset + place * run.stride)
+        if any(run.kind == RAMSaveFlag.ZERO for run in runs):
+            self._look_at_fills(batch)
+        self._look_for_damage(np.array(keys), np.array(offsets))
+
+    # Add the pages of a run; return whether the first was sent before.
+    @staticmethod
+    def _send_run(seen: BlockCoverage, first: int, stop: int) -> bool:
+        again = False
+        if seen.sent.any(first, stop):
+            before = seen.sent.members(first, stop)
+            again = bool(before[0])
+            seen.resent.add(first + np.flatnonzero(before))
+        seen.sent.add_range(first, stop)
+        return again
+
+    def _last_key(self) -> int:
+        return self._last_keys[-1] if self._last_keys else -1
 
     # Facts that no rule of the loader catches, and that a flipped bit would make.
-    def _look_for_damage(self, key: _Indices, kind: NDArray[np.uint8], batch: PageBatch) -> None:
+
+    def _look_at_fills(self, batch: PageBatch) -> None:
         fills = batch.fills()
         if fills.any():
             if not self.filled:
-                first = np.flatnonzero(kind == _ZERO)[np.argmax(fills != 0)]
-                self.first_filled = int(batch.record_offset[first])
+                zero = batch.record_offset[(batch.flags & int(RAMSaveFlag.ZERO)) != 0]
+                self.first_filled = int(zero[np.argmax(fills != 0)])
             self.filled += int(np.count_nonzero(fills))
+
+    def _look_for_damage(self, key: _Indices, offset: _Offsets) -> None:
         # With the last records of the batch before, so that no cut hides one.
-        keys = np.concatenate((self._last_keys, key))
+        keys = np.concatenate((np.array(self._last_keys, np.int64), key))
         jumps = np.diff(keys)
         if (jumps <= 0).any():
             # Two neighbours in front, two behind, and the place between them is the record's own.
@@ -261,10 +318,11 @@ class RAMCoverage:
             odd &= jumps[1:-2] != 1
             if odd.any():
                 if not self.out_of_place:
-                    offsets = np.concatenate((self._last_offsets, batch.record_offset))
-                    self.first_out_of_place = int(offsets[2 + int(np.argmax(odd))])
+                    offsets = self._last_offsets + offset.tolist()
+                    self.first_out_of_place = offsets[2 + int(np.argmax(odd))]
                 self.out_of_place += int(np.count_nonzero(odd))
-        self._remember(key, batch)
+        self._last_keys = keys[-4:].tolist()
+        self._last_offsets = (self._last_offsets + offset[-4:].tolist())[-4:]
 
     # Count the records of one block; return which of the pages were sent before.
     def _add_to_block(
@@ -297,7 +355,7 @@ class RAMCoverage:
         batch: PageBatch,
     ) -> None:
         back = np.empty(len(key), np.bool_)
-        back[0] = int(key[0]) <= self._last_key
+        back[0] = int(key[0]) <= self._last_key()
         np.less_equal(key[1:], key[:-1], out=back[1:])
         starts = np.flatnonzero(back & sent_before).tolist() if back.any() else []
         if not self.passes:
@@ -305,9 +363,7 @@ class RAMCoverage:
         edges = [*starts, len(key)]
         self._count(0, edges[0], kind, batch)
         for begin, end in pairwise(edges):
-            self.pass_count += 1
-            if len(self.passes) < MAX_PASSES:
-                self.passes.append(Pass(int(batch.record_offset[begin])))
+            self._begin_pass(int(batch.record_offset[begin]))
             self._count(begin, end, kind, batch)
 
     def _count(self, begin: int, end: int, kind: NDArray[np.uint8], batch: PageBatch) -> None:
@@ -315,3 +371,8 @@ class RAMCoverage:
             current = self.passes[-1]
             current.records += _count_kinds(kind[begin:end])
             current.wire_bytes += int(batch.size[begin:end].sum(dtype=np.int64))
+
+    def _begin_pass(self, offset: int) -> None:
+        self.pass_count += 1
+        if len(self.passes) < MAX_PASSES:
+            self.passes.append(Pass(offset))

@@ -6,7 +6,9 @@ the input: every byte belongs to exactly one event. Do not subclass.
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from typing import NamedTuple
 
 import numpy as np
@@ -102,13 +104,14 @@ class RAMBlockList:
 
 
 _KIND = {int(kind): kind for kind in PAGE_KINDS}
+_PAGE_KINDS = int(PAGE_KINDS)
 
 
 class Run(NamedTuple):
     """Records of one kind and block, of consecutive pages, evenly spaced on the wire.
 
     `payload` and `stride` are bytes in the window of the batch, so page i of the run stands at
-    `payload + i * stride` there; `record_offset` is absolute.
+    `payload + i * stride` there; `record_offset` is absolute. `flags` are those of each record.
     """
 
     kind: RAMSaveFlag
@@ -118,19 +121,43 @@ class Run(NamedTuple):
     record_offset: int
     payload: int
     stride: int
+    flags: int
 
 
-@dataclass(frozen=True, slots=True)
-class PageBatch:
-    """Consecutive page records, one row each.
+@dataclass(frozen=True, slots=True, eq=False)
+class PageColumns:
+    """Page records as columns, one row each, in wire order.
 
     Attributes:
         record_offset: uint64 (n,), absolute offset of the head.
         size: uint32 (n,), bytes on the wire, head to payload.
         flags: uint16 (n,), RAM_SAVE_FLAG_*.
-        block: int32 (n,), index in `blocks`.
+        block: int32 (n,), index in the block list.
         block_offset: uint64 (n,), bytes from the block's start.
         payload_size: uint32 (n,), bytes behind head and name.
+    """
+
+    record_offset: NDArray[np.uint64]
+    size: NDArray[np.uint32]
+    flags: NDArray[np.uint16]
+    block: NDArray[np.int32]
+    block_offset: NDArray[np.uint64]
+    payload_size: NDArray[np.uint32]
+
+    def first(self, records: int) -> PageColumns:
+        """Return the first so many rows."""
+        return PageColumns(*(getattr(self, name)[:records] for name in self.__slots__))
+
+
+@dataclass(frozen=True, eq=False)
+class PageBatch:
+    """Consecutive page records.
+
+    Scanned as columns or, where a few long runs are all there is, as those runs. Either way
+    there are both: what was not scanned is made when it is asked for.
+
+    Attributes:
+        pages: What was scanned.
         blocks: The block list.
         page_size: Target page size, bytes.
         window: Bytes of the input, borrowed: valid until the next event is asked for.
@@ -142,19 +169,63 @@ class PageBatch:
 
     offset: int
     end: int
-    record_offset: NDArray[np.uint64]
-    size: NDArray[np.uint32]
-    flags: NDArray[np.uint16]
-    block: NDArray[np.int32]
-    block_offset: NDArray[np.uint64]
-    payload_size: NDArray[np.uint32]
+    pages: PageColumns | tuple[Run, ...]
     blocks: tuple[RAMBlock, ...]
     page_size: int
     window: memoryview = field(repr=False)
     window_offset: int
 
+    @cached_property
+    def columns(self) -> PageColumns:
+        """The records as columns; each is an attribute of the batch, too."""
+        if isinstance(self.pages, PageColumns):
+            return self.pages
+        runs, page = self.pages, self.page_size
+        count = [r.pages for r in runs]
+        payload_end = [r.record_offset - self.window_offset + r.stride - r.payload for r in runs]
+        return PageColumns(
+            record_offset=_ramps((r.record_offset, r.pages, r.stride) for r in runs),
+            size=np.repeat(np.array([r.stride for r in runs], np.uint32), count),
+            flags=np.repeat(np.array([r.flags for r in runs], np.uint16), count),
+            block=np.repeat(np.array([r.block for r in runs], np.int32), count),
+            block_offset=_ramps((r.block_offset, r.pages, page) for r in runs),
+            payload_size=np.repeat(np.array(payload_end, np.uint32), count),
+        )
+
+    @property
+    def record_offset(self) -> NDArray[np.uint64]:
+        """Absolute offset of the head, uint64 (n,)."""
+        return self.columns.record_offset
+
+    @property
+    def size(self) -> NDArray[np.uint32]:
+        """Bytes on the wire, head to payload, uint32 (n,)."""
+        return self.columns.size
+
+    @property
+    def flags(self) -> NDArray[np.uint16]:
+        """RAM_SAVE_FLAG_*, uint16 (n,)."""
+        return self.columns.flags
+
+    @property
+    def block(self) -> NDArray[np.int32]:
+        """Index in `blocks`, int32 (n,)."""
+        return self.columns.block
+
+    @property
+    def block_offset(self) -> NDArray[np.uint64]:
+        """Bytes from the block's start, uint64 (n,)."""
+        return self.columns.block_offset
+
+    @property
+    def payload_size(self) -> NDArray[np.uint32]:
+        """Bytes behind head and name, uint32 (n,)."""
+        return self.columns.payload_size
+
     def __len__(self) -> int:
-        return len(self.record_offset)
+        if isinstance(self.pages, PageColumns):
+            return len(self.pages.record_offset)
+        return sum(r.pages for r in self.pages)
 
     def payload(self, index: int) -> memoryview:
         """Bytes behind head and name of one record, borrowed."""
@@ -163,42 +234,59 @@ class PageBatch:
 
     def runs(self) -> list[Run]:
         """Split into maximal runs, in wire order. Owned numbers, borrowed bytes."""
+        if not isinstance(self.pages, PageColumns):
+            return list(self.pages)
         if not len(self):
             return []
-        kind = self.flags & int(PAGE_KINDS)
-        step = np.diff(self.block_offset) != self.page_size
-        step |= np.diff(kind) != 0
-        step |= np.diff(self.block) != 0
         # Of the same size and payload, so evenly spaced.
-        step |= np.diff(self.size) != 0
-        step |= np.diff(self.payload_size) != 0
+        step = np.diff(self.block_offset) != self.page_size
+        for column in (self.flags, self.block, self.size, self.payload_size):
+            step |= np.diff(column) != 0
         first = np.concatenate(([0], np.flatnonzero(step) + 1))
-        count = np.diff(first, append=len(self))
+        count = np.diff(first, append=len(self)).tolist()
         payload = (
             self.record_offset[first].astype(np.int64)
             + self.size[first]
             - self.payload_size[first]
             - self.window_offset
         )
-        at_first = (c[first] for c in (kind, self.block, self.block_offset, self.record_offset))
-        k, b, o, r = (c.tolist() for c in at_first)
-        s = self.size[first].tolist()
-        return list(
-            map(Run, map(_KIND.__getitem__, k), b, o, count.tolist(), r, payload.tolist(), s)
-        )
+        at_first = (self.block, self.block_offset, self.record_offset, self.size, self.flags)
+        b, o, r, s, f = (c[first].tolist() for c in at_first)
+        k = (_KIND[flags & _PAGE_KINDS] for flags in f)
+        return list(map(Run, k, b, o, count, r, payload.tolist(), s, f))
 
     def fills(self) -> NDArray[np.uint8]:
         """Fill bytes of the ZERO records, in order, uint8 (number of ZERO records,)."""
-        zero = (self.flags & int(RAMSaveFlag.ZERO)) != 0
-        at = self.record_offset[zero] + self.size[zero] - np.uint64(1 + self.window_offset)
-        fills: NDArray[np.uint8] = np.frombuffer(self.window, np.uint8)[at.astype(np.int64)]
-        return fills
+        window = np.frombuffer(self.window, np.uint8)
+        if isinstance(self.pages, PageColumns):
+            zero = (self.flags & int(RAMSaveFlag.ZERO)) != 0
+            at = self.record_offset[zero] + self.size[zero] - np.uint64(1 + self.window_offset)
+            fills: NDArray[np.uint8] = window[at.astype(np.int64)]
+            return fills
+        return np.concatenate(
+            [
+                window[r.payload : r.payload + r.pages * r.stride : r.stride]
+                for r in self.pages
+                if r.kind == RAMSaveFlag.ZERO
+            ]
+            or [window[:0]]
+        )
 
     def detach(self) -> PageBatch:
         """Return the same batch over an owned copy of its bytes."""
         begin = self.offset - self.window_offset
         copy = memoryview(bytes(self.window[begin : begin + self.end - self.offset]))
-        return replace(self, window=copy, window_offset=self.offset)
+        pages = self.pages
+        if not isinstance(pages, PageColumns):
+            pages = tuple(r._replace(payload=r.payload - begin) for r in pages)
+        return replace(self, pages=pages, window=copy, window_offset=self.offset)
+
+
+# Numbers that go up evenly, one ramp behind the other, from (first, count, step) of each.
+def _ramps(ramps: Iterable[tuple[int, int, int]]) -> NDArray[np.uint64]:
+    return np.concatenate(
+        [np.arange(f, f + n * step, step, dtype=np.uint64) for f, n, step in ramps]
+    )
 
 
 @dataclass(frozen=True, slots=True)

@@ -52,7 +52,8 @@ def probe_page_size(view: memoryview, pos: int, idstrs: set[bytes], *, flat: boo
         match = zeros.match(view, pos)
         if match and match.lastindex == 2:
             # The heads of this match, and those of what goes on behind it.
-            for heads in more_heads(view, pos, ZERO_STRIDE, _ZERO | modifiers, smallest, len(view)):
+            flags = _ZERO | modifiers
+            for heads, _ in more_heads(view, pos, ZERO_STRIDE, flags, smallest, len(view)):
                 offsets |= int(np.bitwise_or.reduce(heads)) & ~RAM_LOW_FLAG_MASK
                 pos += len(heads) * ZERO_STRIDE
             continue

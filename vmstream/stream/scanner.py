@@ -13,13 +13,14 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from itertools import pairwise
 
 import numpy as np
 from numpy.typing import NDArray
 
 from vmstream.errors import FormatError, IntegrityError, StreamError, quoted
-from vmstream.stream.events import PageBatch, RAMBlock
+from vmstream.stream.events import PageBatch, PageColumns, RAMBlock, Run
 from vmstream.wire import grammar
 from vmstream.wire.constants import (
     DEFAULT_PAGE_SIZE,
@@ -42,12 +43,16 @@ MAX_BATCH_RECORDS = 1 << 17
 # From here on a run is cheaper by numpy than by the pattern (tests/bench/bench.py).
 LONG_RUN = 64
 
+# From this mean length on a batch is cheaper as runs than as columns (tests/bench/bench.py).
+_FEW_RUNS = 256
+
 _PAGE = int(RAMSaveFlag.PAGE)
 _ZERO = int(RAMSaveFlag.ZERO)
 _XBZRLE = int(RAMSaveFlag.XBZRLE)
 _COMPRESS_PAGE = int(RAMSaveFlag.COMPRESS_PAGE)
 _CONTINUE = int(RAMSaveFlag.CONTINUE)
 _PAGE_KINDS = int(PAGE_KINDS)
+_KINDS = {int(kind): kind for kind in PAGE_KINDS}
 _read_word = struct_of(grammar.RAM_WORD).unpack_from
 _HEAD = dtype_of(grammar.RAM_WORD)["head"]
 _XBZRLE_HEAD = struct_of(grammar.XBZRLE_HEAD)
@@ -90,8 +95,12 @@ class RAMState:
             self.current = 0
 
 
-class _Runs:
-    """Runs found so far, as columns."""
+# Behind the last piece of heads.
+_NO_PIECE = (-1, np.zeros(0, np.uint64), np.zeros(0, np.int64))
+
+
+class _Walk:
+    """What was walked: records of one kind and block behind each other, as columns."""
 
     __slots__ = ("block", "count", "flags", "long", "payload", "start", "stride", "total")
 
@@ -102,8 +111,8 @@ class _Runs:
         self.flags: list[int] = []
         self.payload: list[int] = []
         self.block: list[int] = []
-        # Heads of long runs, which were read to find their ends: (first row, uint64 (n,)).
-        self.long: list[tuple[int, NDArray[np.uint64]]] = []
+        # Heads of long ones, which were read to find their ends: (first row, uint64 (n,), cuts).
+        self.long: list[tuple[int, NDArray[np.uint64], NDArray[np.int64]]] = []
         self.total = 0
 
     def add(
@@ -148,54 +157,65 @@ def scan_records(
     stride_page = page_stride(page_size)
     modifiers = 0 if state.flat else _CONTINUE
     pattern = run_pattern(page_size, LONG_RUN, modifiers)
-    runs = _Runs()
+    walk = _Walk()
     needed = 0
     try:
-        while runs.total < MAX_BATCH_RECORDS:
+        while walk.total < MAX_BATCH_RECORDS:
             if state.current >= 0:
                 pos = _fast_runs(
-                    runs, view, pos, pattern, stride_page, page_size, modifiers, state.current
+                    walk, view, pos, pattern, stride_page, page_size, modifiers, state.current
                 )
-            if runs.total >= MAX_BATCH_RECORDS:
+            if walk.total >= MAX_BATCH_RECORDS:
                 break
-            size = _one_record(runs, state, view, base, pos)
+            size = _one_record(walk, state, view, base, pos)
             if size <= 0:
                 needed = -size
                 break
             pos += size
     except BadRecord:
-        if not runs.total:
+        if not walk.total:
             raise
-    if not runs.total:
+    if not walk.total:
         return None, pos, needed
-    batch = _columns(runs, state, view, base, pos)
-    if int(batch.block_offset.max()) >= min(int(state.used_length[b]) for b in set(runs.block)):
-        # Some record may be beyond the end of its block, and is if it is not of a longer one.
-        beyond = batch.block_offset >= state.used_length[batch.block]
-        if not beyond.any():
-            return batch, pos, needed
-        first = int(np.argmax(beyond))
-        record = int(batch.record_offset[first])
-        state.current = int(batch.block[first])
-        if first == 0:
-            block = state.blocks[state.current]
-            raise BadRecord(
-                IntegrityError(
-                    record,
-                    "a page beyond the end of its block",
-                    context=f"{state.context}, block {quoted(block.idstr)}",
-                    expected=f"below {block.used_length:#x}",
-                    found=f"{int(batch.block_offset[0]):#x}",
-                ),
-                record + int(batch.size[0]),
-            )
-        return _cut(batch, first), record - base, 0
-    return batch, pos, needed
+    pages = _few_runs(walk, state, view, base) or _columns(walk, state, view, base)
+    batch = PageBatch(
+        offset=base + walk.start[0],
+        end=base + pos,
+        pages=pages,
+        blocks=state.blocks,
+        page_size=page_size,
+        window=view,
+        window_offset=base,
+    )
+    if not isinstance(pages, PageColumns):
+        return batch, pos, needed
+    if int(pages.block_offset.max()) < min(int(state.used_length[b]) for b in set(walk.block)):
+        return batch, pos, needed
+    # Some record may be beyond the end of its block, and is if it is not of a longer one.
+    beyond = pages.block_offset >= state.used_length[pages.block]
+    if not beyond.any():
+        return batch, pos, needed
+    first = int(np.argmax(beyond))
+    record = int(pages.record_offset[first])
+    state.current = int(pages.block[first])
+    if first == 0:
+        block = state.blocks[state.current]
+        raise BadRecord(
+            IntegrityError(
+                record,
+                "a page beyond the end of its block",
+                context=f"{state.context}, block {quoted(block.idstr)}",
+                expected=f"below {block.used_length:#x}",
+                found=f"{int(pages.block_offset[0]):#x}",
+            ),
+            record + int(pages.size[0]),
+        )
+    return replace(batch, end=record, pages=pages.first(first)), record - base, 0
 
 
 # Append the runs of nameless records at `pos`; return the position behind them.
 def _fast_runs(
-    runs: _Runs,
+    walk: _Walk,
     view: memoryview,
     pos: int,
     pattern: re.Pattern[bytes],
@@ -204,12 +224,13 @@ def _fast_runs(
     modifiers: int,
     block: int,
 ) -> int:
-    start, count, stride = runs.start.append, runs.count.append, runs.stride.append
-    flags, payload, blocks = runs.flags.append, runs.payload.append, runs.block.append
+    start, count, stride = walk.start.append, walk.count.append, walk.stride.append
+    flags, payload, blocks = walk.flags.append, walk.payload.append, walk.block.append
     page_flags, zero_flags = _PAGE | modifiers, _ZERO | modifiers
-    total = runs.total
-    while total < MAX_BATCH_RECORDS:
-        long_run = 0
+    total = walk.total
+    more = True
+    while more and total < MAX_BATCH_RECORDS:
+        more = False
         for match in pattern.finditer(view, pos):
             kind = match.lastindex
             if kind == 1:
@@ -218,61 +239,61 @@ def _fast_runs(
                 step, kind_flags, size = ZERO_STRIDE, zero_flags, 1
             else:
                 break
-            end = match.end()
-            n = (end - pos) // step
-            start(pos)
+            begin, pos = pos, match.end()
+            n = (pos - begin) // step
+            if n == LONG_RUN:
+                # From its start on, so that all its heads are held.
+                n, limit, more = 0, MAX_BATCH_RECORDS - total, True
+                for heads, cuts in more_heads(view, begin, step, kind_flags, page_size, limit):
+                    walk.long.append((total + n, heads, cuts))
+                    n += len(heads)
+                pos = begin + n * step
+            start(begin)
             count(n)
             stride(step)
             flags(kind_flags)
             payload(size)
             blocks(block)
-            pos = end
             total += n
-            if n == LONG_RUN:
-                for heads in more_heads(
-                    view, pos, step, kind_flags, page_size, MAX_BATCH_RECORDS - total
-                ):
-                    long_run = len(heads)
-                    runs.long.append((total, heads))
-                    runs.count[-1] += long_run
-                    pos += long_run * step
-                    total += long_run
+            if more or total >= MAX_BATCH_RECORDS:
                 break
-            if total >= MAX_BATCH_RECORDS:
-                break
-        else:
-            break
-        if not long_run and (match.lastindex == 3 or total >= MAX_BATCH_RECORDS):
-            break
-    runs.total = total
+    walk.total = total
     return pos
 
 
 def more_heads(
     view: memoryview, pos: int, stride: int, flags: int, page_size: int, limit: int
-) -> Iterator[NDArray[np.uint64]]:
-    """Yield the heads of the records of one kind from `pos` on, in host order, at most `limit`."""
+) -> Iterator[tuple[NDArray[np.uint64], NDArray[np.int64]]]:
+    """Walk the records of one kind from `pos` on, at most `limit`.
+
+    Yields:
+        Heads in host order, uint64 (n,), and the rows whose page is not the one behind that of
+        the row before, int64 (k,).
+    """
     limit = min(limit, (len(view) - pos) // stride)
-    mask = np.uint64(page_size - 1)
+    mask = page_size - 1
     found, chunk = 0, 8 * LONG_RUN
     while found < limit:
         n = min(chunk, limit - found)
-        wire: NDArray[np.uint64] = np.ndarray((n,), _HEAD, view, pos + found * stride, (stride,))
-        heads = wire.astype(np.uint64)
-        other = (heads & mask) != flags
-        stop = int(other.argmax())
-        if other[stop]:
-            if stop:
-                yield heads[:stop]
+        heads = _gather(view, pos + found * stride, n, stride)
+        if int(heads[0]) & mask != flags:
             return
-        yield heads
+        cuts = (heads[1:] - heads[:-1] != page_size).nonzero()[0] + 1
+        if len(cuts):
+            # A head of another kind is no neighbour.
+            other = (heads[cuts] & np.uint64(mask)) != flags
+            stop = int(other.argmax())
+            if other[stop]:
+                yield heads[: cuts[stop]], cuts[:stop]
+                return
+        yield heads, cuts
         found += n
         chunk = min(chunk * 2, 1 << 15)
 
 
 # Append the one record at `pos` and return its size; 0 where a word that is no page record
 # stands, minus the bytes it takes where it is not wholly inside the window.
-def _one_record(runs: _Runs, state: RAMState, view: memoryview, base: int, pos: int) -> int:
+def _one_record(walk: _Walk, state: RAMState, view: memoryview, base: int, pos: int) -> int:
     left = len(view) - pos
     if left < RAM_WORD_SIZE:
         return -RAM_WORD_SIZE
@@ -343,67 +364,97 @@ def _one_record(runs: _Runs, state: RAMState, view: memoryview, base: int, pos: 
     if left < size:
         return -size
     state.current = block
-    runs.add(pos, 1, size, flags, payload, block)
+    walk.add(pos, 1, size, flags, payload, block)
     return size
 
 
-# The heads of all runs, in host order.
-def _heads(runs: _Runs, view: memoryview, position: NDArray[np.int64]) -> NDArray[np.uint64]:
+# What was walked as runs, unless there are many or one may go beyond the end of its block.
+def _few_runs(walk: _Walk, state: RAMState, view: memoryview, base: int) -> tuple[Run, ...] | None:
+    most = walk.total // _FEW_RUNS
+    if len(walk.start) > most:
+        return None
+    page_size = state.page_size
+    found: list[list[int]] = []  # block, offset, pages, start, stride, flags and payload of each
+    pieces = iter(walk.long)
+    piece_row, piece, piece_cuts = next(pieces, _NO_PIECE)
+    row, neighbour = 0, -1
+    alike: list[int] = []
+    for start, count, *shape in zip(
+        walk.start, walk.count, walk.block, walk.stride, walk.flags, walk.payload, strict=True
+    ):
+        block, stride, flags, payload = shape
+        if shape != alike:
+            alike, neighbour = shape, -1
+        at, stop = start, row + count
+        while row < stop:
+            if row == piece_row:
+                heads, cuts = piece, piece_cuts
+                piece_row, piece, piece_cuts = next(pieces, _NO_PIECE)
+            else:
+                heads = _gather(view, start, count, stride)
+                cuts = (heads[1:] - heads[:-1] != page_size).nonzero()[0] + 1
+            if len(found) + len(cuts) > most:
+                return None
+            edges = [*cuts.tolist(), len(heads)]
+            if int(heads[0]) != neighbour:
+                edges.insert(0, 0)
+            else:
+                found[-1][2] += edges[0]
+            for first, end in pairwise(edges):
+                offset = int(heads[first]) & -page_size
+                begin = at + first * stride
+                found.append([block, offset, end - first, begin, stride, flags, payload])
+            neighbour = int(heads[-1]) + page_size
+            row += len(heads)
+            at += len(heads) * stride
+    lengths = state.used_length.tolist()
+    if any(offset + (n - 1) * page_size >= lengths[b] for b, offset, n, *_ in found):
+        return None
+    return tuple(
+        Run(_KINDS[f & _PAGE_KINDS], b, offset, n, base + begin, begin + s - p, s, f)
+        for b, offset, n, begin, s, f, p in found
+    )
+
+
+# Heads of records that are evenly spaced, in host order.
+def _gather(view: memoryview, pos: int, count: int, stride: int) -> NDArray[np.uint64]:
+    wire: NDArray[np.uint64] = np.ndarray((count,), _HEAD, view, pos, (stride,))
+    return wire.astype(np.uint64)
+
+
+# The heads of all that was walked, in host order.
+def _heads(walk: _Walk, view: memoryview, position: NDArray[np.int64]) -> NDArray[np.uint64]:
     # A view that starts at every byte, so that heads can be taken from any offset.
     wire: NDArray[np.uint64] = np.ndarray((len(view) - RAM_WORD_SIZE + 1,), _HEAD, view, 0, (1,))
-    if not runs.long:
+    if not walk.long:
         return wire[position]
     pieces: list[NDArray[np.uint64]] = []
     row = 0
-    for first, heads in runs.long:
+    for first, heads, _ in walk.long:
         pieces += (wire[position[row:first]], heads)
         row = first + len(heads)
     pieces.append(wire[position[row:]])
     return np.concatenate(pieces)
 
 
-# Gather the heads of all runs and spread what a run says over its records.
-def _columns(runs: _Runs, state: RAMState, view: memoryview, base: int, end: int) -> PageBatch:
-    start, count = np.array(runs.start, np.int64), np.array(runs.count, np.int64)
-    stride = np.array(runs.stride, np.int64)
+# What was walked as columns: what holds for a stretch is spread over its records.
+def _columns(walk: _Walk, state: RAMState, view: memoryview, base: int) -> PageColumns:
+    start, count = np.array(walk.start, np.int64), np.array(walk.count, np.int64)
+    stride = np.array(walk.stride, np.int64)
     if len(start) == 1:
-        position = np.arange(runs.total)
+        position = np.arange(walk.total)
         position *= stride
         position += start
     else:
         before = np.cumsum(count) - count
         position = np.repeat(start - before * stride, count)
-        position += np.repeat(stride, count) * np.arange(runs.total)
-    heads = _heads(runs, view, position)
-    return PageBatch(
-        offset=base + runs.start[0],
-        end=base + end,
+        position += np.repeat(stride, count) * np.arange(walk.total)
+    heads = _heads(walk, view, position)
+    return PageColumns(
         record_offset=(position + base).view(np.uint64),
         size=np.repeat(stride.astype(np.uint32), count),
-        flags=np.repeat(np.array(runs.flags, np.uint16), count),
-        block=np.repeat(np.array(runs.block, np.int32), count),
+        flags=np.repeat(np.array(walk.flags, np.uint16), count),
+        block=np.repeat(np.array(walk.block, np.int32), count),
         block_offset=heads & np.uint64(~(state.page_size - 1) & 0xFFFFFFFFFFFFFFFF),
-        payload_size=np.repeat(np.array(runs.payload, np.uint32), count),
-        blocks=state.blocks,
-        page_size=state.page_size,
-        window=view,
-        window_offset=base,
-    )
-
-
-# The first `n` records of a batch.
-def _cut(batch: PageBatch, n: int) -> PageBatch:
-    return PageBatch(
-        offset=batch.offset,
-        end=int(batch.record_offset[n]),
-        record_offset=batch.record_offset[:n],
-        size=batch.size[:n],
-        flags=batch.flags[:n],
-        block=batch.block[:n],
-        block_offset=batch.block_offset[:n],
-        payload_size=batch.payload_size[:n],
-        blocks=batch.blocks,
-        page_size=batch.page_size,
-        window=batch.window,
-        window_offset=batch.window_offset,
+        payload_size=np.repeat(np.array(walk.payload, np.uint32), count),
     )

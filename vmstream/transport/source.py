@@ -17,18 +17,33 @@ import os
 import select
 import stat
 import threading
+import time
 from concurrent.futures import Future, ThreadPoolExecutor
 from queue import SimpleQueue
 from typing import Protocol
 
 import numpy as np
+from numpy.typing import NDArray
 
-MAPPED_WINDOW = 16 << 20
+MAPPED_WINDOW = 32 << 20
 READ_WINDOW = 8 << 20
 _PIPE_SIZE = 1 << 20
 
 # What a window may have of the one before it: the record that its end cut.
 _OVERLAP = 128 << 10
+
+# Address space that is taken at a time; 1/512 of it are page tables. It starts where a huge page
+# of the page cache could.
+_MAPPING = 1 << 30
+_ALIGNMENT = 2 << 20
+
+# The thread that touches pages is worth its while where one takes this many seconds, by a sample
+# of so many pages: in small folios.
+_SLOW = 50e-9
+_SAMPLE = 256
+
+# Whether the page cache has a stretch of a file is asked for one byte of each of these.
+_PROBED = 2 << 20
 
 Window = tuple[memoryview, int, bool]
 
@@ -70,29 +85,25 @@ class Source(Protocol):
 
 
 class _Ahead:
-    """A thread that touches the pages of the next mapped window and unmaps the one before last.
+    """A thread that touches the pages of the next mapped window, from its end to its start.
 
-    Both are work of the kernel, cost more than the walk over the window and let go of the GIL.
+    It is work of the kernel that costs more than the walk over the window, and lets go of the
+    GIL. The walk comes from the other side and touches what is left, so neither waits.
     """
 
     def __init__(self) -> None:
-        self._jobs: SimpleQueue[tuple[mmap.mmap, mmap.mmap | None] | None] = SimpleQueue()
-        self._started, self._touched = threading.Lock(), threading.Lock()
+        self._jobs: SimpleQueue[NDArray[np.uint8] | None] = SimpleQueue()
+        self._started = threading.Lock()
         self._started.acquire()
-        self._touched.acquire()
         self._thread = threading.Thread(target=self._run, daemon=True)
         self._thread.start()
 
-    def start(self, fresh: mmap.mmap, stale: mmap.mmap | None) -> None:
-        """Touch one mapping, then close the other unless somebody still looks at it."""
-        self._jobs.put((fresh, stale))
+    def start(self, window: NDArray[np.uint8]) -> None:
+        """Touch the pages of a window."""
+        self._jobs.put(window)
         # Until it has run as far as to let go of the GIL. Else it could wait 5 ms for it, which
         # is longer than a window takes.
         self._started.acquire()
-
-    def wait(self) -> None:
-        """Wait until the pages are touched."""
-        self._touched.acquire()
 
     def stop(self) -> None:
         """End the thread."""
@@ -100,18 +111,12 @@ class _Ahead:
         self._thread.join()
 
     def _run(self) -> None:
-        while (job := self._jobs.get()) is not None:
-            fresh, stale = job
-            # Of bytes: numpy would hold the GIL for numbers that it has to swap.
-            pages = np.frombuffer(fresh, np.uint8)[:: mmap.PAGESIZE]
+        backward = np.arange(MAPPED_WINDOW - mmap.PAGESIZE, -1, -mmap.PAGESIZE)
+        while (window := self._jobs.get()) is not None:
+            pages = -(-len(window) // mmap.PAGESIZE)
             self._started.release()
-            pages.max()
-            del pages, fresh, job
-            self._touched.release()
-            if stale is not None:
-                with contextlib.suppress(BufferError):
-                    stale.close()
-                del stale
+            window.take(backward[len(backward) - pages :])
+            del window
 
 
 class FileSource:
@@ -127,12 +132,13 @@ class FileSource:
         self.identity = status.st_dev, status.st_ino
         self.size: int | None = max(0, os.lseek(fd, 0, os.SEEK_END) - start)
         self._buffer: memoryview | None = None
-        self._sample = bytearray(1)
+        self._sample = [bytearray(1)]
         self._ahead: _Ahead | None = None
-        self._next: tuple[int, mmap.mmap] | None = None  # its pages are being touched
-        self._last: mmap.mmap | None = None
-        self._before: mmap.mmap | None = None
+        self._mapping: mmap.mmap | None = None
+        self._base = 0  # of the mapping in the file
+        self._kept = 0  # pages before this offset in the file are unmapped
         self._stop = -1  # end of the last window
+        self._known = -1  # up to here the page cache was asked
         with contextlib.suppress(OSError):
             os.posix_fadvise(fd, 0, 0, os.POSIX_FADV_SEQUENTIAL)
 
@@ -141,17 +147,15 @@ class FileSource:
         begin, end = self._start + offset, self._start + (self.size or 0)
         if end <= begin:
             return memoryview(b""), offset, True
-        base, mapping = self._take_next(begin, min(end, begin + need))
-        if mapping is None:
-            base = begin - begin % mmap.ALLOCATIONGRANULARITY
-            stop = min(end, max(base + MAPPED_WINDOW, begin + need))
-            mapping = self._mapped(base, stop - base)
+        stop = (begin + _OVERLAP) // MAPPED_WINDOW * MAPPED_WINDOW + MAPPED_WINDOW
+        stop = min(end, max(stop, begin + need))
+        goes_on = 0 <= self._stop - begin < _OVERLAP
+        mapping = self._map(begin, stop, end) if self._is_cached(begin, stop) else None
         if mapping is not None:
-            stop = base + len(mapping)
-            if stop < end and 0 <= self._stop - begin < _OVERLAP:
-                self._touch_next(stop, end)
-            self._before, self._last, self._stop = self._last, mapping, stop
-            return memoryview(mapping)[begin - base :], offset, stop == end
+            if goes_on:
+                self._touch(mapping, stop, end)
+            self._stop = stop
+            return mapping[begin - self._base : stop - self._base], offset, stop == end
         stop = self._stop = min(end, begin + max(READ_WINDOW, need))
         view = self._read(begin, stop - begin)
         # Shorter than it was: the file shrank. What is left is a truncated stream.
@@ -164,52 +168,55 @@ class FileSource:
             self._ahead.stop()
         os.close(self._fd)
 
-    # The mapping that was prepared, if it is the one to go on with: (its start, mapping).
-    def _take_next(self, begin: int, stop: int) -> tuple[int, mmap.mmap | None]:
-        if self._ahead is None or self._next is None:
-            return 0, None
-        self._ahead.wait()
-        base, mapping = self._next
-        self._next = None
-        end = base + len(mapping)
-        # Still there? Looking at a page that was cut off since would be a SIGBUS.
-        fits = base <= begin and stop <= end and self._is_cached(end - 1, 1)
-        return base, mapping if fits else None
-
-    # Prepare the window behind `stop` while the one before it is in use.
-    def _touch_next(self, stop: int, end: int) -> None:
-        base = max(0, stop - _OVERLAP)
-        base -= base % mmap.ALLOCATIONGRANULARITY
-        mapping = self._mapped(base, min(end, base + MAPPED_WINDOW) - base)
-        if mapping is None:
-            return
-        if self._ahead is None:
-            self._ahead = _Ahead()
-        self._next = base, mapping
-        self._ahead.start(mapping, self._before)
-
-    # The file's pages, if all of them are in the page cache. They are unmapped by `_Ahead`, or
-    # when the last view of them goes.
-    def _mapped(self, base: int, length: int) -> mmap.mmap | None:
-        if not self._is_cached(base, length):
-            return None
+    # A mapping with a stretch of the file, from `self._base` on, and no page in front of it.
+    def _map(self, begin: int, stop: int, end: int) -> memoryview | None:
+        mapping = self._mapping
+        if mapping is not None:
+            fits = self._kept <= begin and stop <= self._base + len(mapping)
+            free = begin - begin % mmap.PAGESIZE if fits else self._base + len(mapping)
+            if free > self._kept:
+                # Whoever still looks there has the page mapped again.
+                mapping.madvise(mmap.MADV_DONTNEED, self._kept - self._base, free - self._kept)
+                self._kept = free
+            if fits:
+                return memoryview(mapping)
+        self._base = self._kept = begin - begin % _ALIGNMENT
+        length = min(end, max(stop, self._base + _MAPPING)) - self._base
         try:
-            return mmap.mmap(
-                self._fd, length, prot=mmap.PROT_READ, flags=mmap.MAP_SHARED, offset=base
+            mapping = mmap.mmap(
+                self._fd, length, prot=mmap.PROT_READ, flags=mmap.MAP_SHARED, offset=self._base
             )
         except (OSError, ValueError):
-            return None
+            mapping = None
+        self._mapping = mapping
+        return None if mapping is None else memoryview(mapping)
 
-    # Whether the page cache holds a stretch of the file, by one byte of every MiB: asking for
-    # each page (mincore) costs more than the walk over them.
-    def _is_cached(self, base: int, length: int) -> bool:
+    # Have the window behind `begin` touched while the one before it is in use, if that is slow.
+    def _touch(self, mapping: memoryview, begin: int, end: int) -> None:
+        stop = min(end, begin + MAPPED_WINDOW, self._base + len(mapping))
+        if begin >= stop or not self._is_cached(begin, stop):
+            return
+        window = np.frombuffer(mapping[begin - self._base : stop - self._base], np.uint8)
+        started = time.perf_counter()
+        window[: _SAMPLE * mmap.PAGESIZE : mmap.PAGESIZE].max()
+        if time.perf_counter() - started > _SAMPLE * _SLOW:
+            if self._ahead is None:
+                self._ahead = _Ahead()
+            self._ahead.start(window)
+
+    # Whether the page cache holds a stretch of the file, by a sample: asking for each page
+    # (mincore) costs more than the walk over them.
+    def _is_cached(self, begin: int, stop: int) -> bool:
+        # What was asked before is asked for its end again: the file may have been cut since.
+        begin = stop - 1 if self._known >= stop else begin
         try:
-            return all(
-                os.preadv(self._fd, [self._sample], at, os.RWF_NOWAIT)
-                for at in (*range(base, base + length, 1 << 20), base + length - 1)
-            )
+            for at in (*range(begin, stop, _PROBED), stop - 1):
+                if not os.preadv(self._fd, self._sample, at, os.RWF_NOWAIT):
+                    return False
         except OSError:
             return False
+        self._known = stop
+        return True
 
     def _read(self, begin: int, length: int) -> memoryview:
         if self._buffer is None or len(self._buffer) < length:
