@@ -14,7 +14,7 @@ from hypothesis import given, settings
 from tests.decoding import COLUMNS, decode
 from tests.strategies import streams
 from tests.streamwriter import RamBlock, StreamWriter
-from vmstream.stream import events, scanner
+from vmstream.stream import events, walk
 from vmstream.stream.events import Event, PageBatch, PageColumns, RAMBlock, Run
 from vmstream.stream.scanner import RAMState, scan_records
 from vmstream.wire.constants import RAMSaveFlag
@@ -45,7 +45,7 @@ def batch_of(w: StreamWriter, base: int = 1000) -> PageBatch:
     found: list[PageBatch] = []
     with pytest.MonkeyPatch.context() as patch:
         for few in (1, 1 << 40):
-            patch.setattr(scanner, "_FEW_RUNS", few)
+            patch.setattr(walk, "FEW_RUNS", few)
             state = RAMState(blocks, w.page_size)
             batch, pos, needed = scan_records(state, memoryview(bytes(w)), base, 0)
             assert batch is not None

@@ -12,7 +12,7 @@ from tests import streamwriter as sw
 from tests.strategies import lookalikes, page_body
 from tests.streamwriter import Item, StreamWriter
 from vmstream.errors import FormatError, IntegrityError
-from vmstream.stream import scanner
+from vmstream.stream import scanner, walk
 from vmstream.stream.events import PageBatch, RAMBlock
 from vmstream.stream.scanner import (
     LONG_RUN,
@@ -91,9 +91,9 @@ def check(w: StreamWriter, behind: bytes = b"") -> list[PageBatch]:
     """All records of `w` are found; `behind` is left, and the scan says why."""
     name = b"ram" if w.ram_version == 3 else None
     with pytest.MonkeyPatch.context() as patch:
-        for few in (1, 1 << 40, scanner._FEW_RUNS):
+        for few in (1, 1 << 40, walk.FEW_RUNS):
             # As runs wherever they can be, as columns, and as usual.
-            patch.setattr(scanner, "_FEW_RUNS", few)
+            patch.setattr(walk, "FEW_RUNS", few)
             batches, pos, needed = scan_all(state_of(w), bytes(w) + behind, base=7000)
             assert rows(batches) == truth(w.items, name, base=7000)
             assert pos == len(w.data)

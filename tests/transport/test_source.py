@@ -45,9 +45,10 @@ def small(monkeypatch: pytest.MonkeyPatch, window: int) -> None:
     monkeypatch.setattr(source_module, "_PROBED", GRAIN)
 
 
-@pytest.fixture(params=["mapped", "read"])
+@pytest.fixture(params=["mapped", "touched", "read"])
 def way(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
-    """Both ways to a file's bytes, with small windows."""
+    """All ways to a file's bytes, with small windows."""
+    monkeypatch.setattr(source_module, "_SLOW", 0.0 if request.param == "touched" else 1.0)
     small(monkeypatch, 4 * GRAIN)
     monkeypatch.setattr(source_module, "READ_WINDOW", 10_000)
     if request.param == "read":

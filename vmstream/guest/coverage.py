@@ -238,6 +238,7 @@ class RAMCoverage:
         first, stop, block = int(page[0]), int(page[-1]) + 1, int(batch.block[0])
         if (
             not self.passes
+            or not self._steady()
             or stop - first != len(page)
             or first | block << 44 <= self._last_key()
             or (batch.block != block).any()
@@ -258,31 +259,34 @@ class RAMCoverage:
 
     # A batch of long runs: each is counted as a whole.
     def _add_runs(self, runs: Sequence[Run], batch: PageBatch) -> None:
-        keys: list[int] = []
-        offsets: list[int] = []
         last = self._last_key()
+        ahead = self._steady()
         for run in runs:
-            first = run.block_offset >> self._shift
-            key, column, wire_bytes = (
-                first | run.block << 44,
-                _COLUMN[run.kind],
-                run.pages * run.stride,
-            )
-            again = self._send_run(self.blocks[run.block], first, first + run.pages)
+            first, seen = run.block_offset >> self._shift, self.blocks[run.block]
+            key = first | run.block << 44
+            column, wire_bytes = _COLUMN[run.kind], run.pages * run.stride
+            again = self._send_run(seen, first, first + run.pages)
             if not self.passes or (again and key <= last):
                 self._begin_pass(run.record_offset)
-            for counted in (self.blocks[run.block], self.passes[-1]):
+            for counted in (seen, self.passes[-1]):
                 counted.records[column] += run.pages
                 counted.wire_bytes += wire_bytes
+            ahead = ahead and key > last
             last = key + run.pages - 1
-            # No record is odd behind the first two of a run and in front of the last two.
-            for i in range(min(run.pages, 4)):
-                place = i if i < 2 else run.pages - min(run.pages, 4) + i
-                keys.append(key + place)
-                offsets.append(run.record_offset + place * run.stride)
         if any(run.kind == RAMSaveFlag.ZERO for run in runs):
             self._look_at_fills(batch)
-        self._look_for_damage(np.array(keys), np.array(offsets))
+        if ahead:
+            runs = runs[-4:]
+        # No record is odd behind the first two of a run and in front of the last two.
+        edges = [
+            (run, place)
+            for run in runs
+            for place in sorted({0, min(1, run.pages - 1), max(0, run.pages - 2), run.pages - 1})
+        ]
+        self._look_for_damage(
+            np.array([(r.block_offset >> self._shift | r.block << 44) + n for r, n in edges]),
+            np.array([r.record_offset + n * r.stride for r, n in edges]),
+        )
 
     # Add the pages of a run; return whether the first was sent before.
     @staticmethod
@@ -297,6 +301,10 @@ class RAMCoverage:
 
     def _last_key(self) -> int:
         return self._last_keys[-1] if self._last_keys else -1
+
+    # No record of the last ones is behind another, so none of them is odd.
+    def _steady(self) -> bool:
+        return all(a < b for a, b in pairwise(self._last_keys))
 
     # Facts that no rule of the loader catches, and that a flipped bit would make.
 

@@ -182,14 +182,14 @@ class PageBatch:
             return self.pages
         runs, page = self.pages, self.page_size
         count = [r.pages for r in runs]
-        payload_end = [r.record_offset - self.window_offset + r.stride - r.payload for r in runs]
+        payload_size = [r.record_offset - self.window_offset + r.stride - r.payload for r in runs]
         return PageColumns(
             record_offset=_ramps((r.record_offset, r.pages, r.stride) for r in runs),
             size=np.repeat(np.array([r.stride for r in runs], np.uint32), count),
             flags=np.repeat(np.array([r.flags for r in runs], np.uint16), count),
             block=np.repeat(np.array([r.block for r in runs], np.int32), count),
             block_offset=_ramps((r.block_offset, r.pages, page) for r in runs),
-            payload_size=np.repeat(np.array(payload_end, np.uint32), count),
+            payload_size=np.repeat(np.array(payload_size, np.uint32), count),
         )
 
     @property

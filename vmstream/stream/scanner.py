@@ -1,10 +1,10 @@
-"""Page records to columns: the hot path.
+"""Page records found and checked: the hot path.
 
 A record without a name has a fixed size, so a run of one kind is walked by a pattern match in C
 (`wire.layout.run_pattern`), and a long run by numpy with the stride of the record. Both look at
 every head where the record before it ends, so page contents that look like heads mislead
-neither. Heads are gathered afterwards, all runs of a batch at once. Records with a name and
-records of variable size are few in plain streams and take the scalar path.
+neither. Records with a name and records of variable size are few in plain streams and take the
+scalar path. What was walked becomes columns or runs in `stream.walk`.
 
 Measured with tests/bench/bench.py; the reasons are in docs/architecture.md.
 """
@@ -14,13 +14,13 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
-from itertools import pairwise
 
 import numpy as np
 from numpy.typing import NDArray
 
 from vmstream.errors import FormatError, IntegrityError, StreamError, quoted
-from vmstream.stream.events import PageBatch, PageColumns, RAMBlock, Run
+from vmstream.stream.events import PageBatch, PageColumns, RAMBlock
+from vmstream.stream.walk import FEW_RUNS, Walk, gather
 from vmstream.wire import grammar
 from vmstream.wire.constants import (
     DEFAULT_PAGE_SIZE,
@@ -30,7 +30,6 @@ from vmstream.wire.constants import (
 from vmstream.wire.layout import (
     RAM_WORD_SIZE,
     ZERO_STRIDE,
-    dtype_of,
     is_legal_flags,
     page_stride,
     run_pattern,
@@ -43,18 +42,13 @@ MAX_BATCH_RECORDS = 1 << 17
 # From here on a run is cheaper by numpy than by the pattern (tests/bench/bench.py).
 LONG_RUN = 64
 
-# From this mean length on a batch is cheaper as runs than as columns (tests/bench/bench.py).
-_FEW_RUNS = 256
-
 _PAGE = int(RAMSaveFlag.PAGE)
 _ZERO = int(RAMSaveFlag.ZERO)
 _XBZRLE = int(RAMSaveFlag.XBZRLE)
 _COMPRESS_PAGE = int(RAMSaveFlag.COMPRESS_PAGE)
 _CONTINUE = int(RAMSaveFlag.CONTINUE)
 _PAGE_KINDS = int(PAGE_KINDS)
-_KINDS = {int(kind): kind for kind in PAGE_KINDS}
 _read_word = struct_of(grammar.RAM_WORD).unpack_from
-_HEAD = dtype_of(grammar.RAM_WORD)["head"]
 _XBZRLE_HEAD = struct_of(grammar.XBZRLE_HEAD)
 _COMPRESS_HEAD = struct_of(grammar.COMPRESS_PAGE_HEAD)
 
@@ -95,38 +89,6 @@ class RAMState:
             self.current = 0
 
 
-# Behind the last piece of heads.
-_NO_PIECE = (-1, np.zeros(0, np.uint64), np.zeros(0, np.int64))
-
-
-class _Walk:
-    """What was walked: records of one kind and block behind each other, as columns."""
-
-    __slots__ = ("block", "count", "flags", "long", "payload", "start", "stride", "total")
-
-    def __init__(self) -> None:
-        self.start: list[int] = []
-        self.count: list[int] = []
-        self.stride: list[int] = []
-        self.flags: list[int] = []
-        self.payload: list[int] = []
-        self.block: list[int] = []
-        # Heads of long ones, which were read to find their ends: (first row, uint64 (n,), cuts).
-        self.long: list[tuple[int, NDArray[np.uint64], NDArray[np.int64]]] = []
-        self.total = 0
-
-    def add(
-        self, start: int, count: int, stride: int, flags: int, payload: int, block: int
-    ) -> None:
-        self.start.append(start)
-        self.count.append(count)
-        self.stride.append(stride)
-        self.flags.append(flags)
-        self.payload.append(payload)
-        self.block.append(block)
-        self.total += count
-
-
 def scan_records(
     state: RAMState, view: memoryview, base: int, pos: int
 ) -> tuple[PageBatch | None, int, int]:
@@ -157,7 +119,7 @@ def scan_records(
     stride_page = page_stride(page_size)
     modifiers = 0 if state.flat else _CONTINUE
     pattern = run_pattern(page_size, LONG_RUN, modifiers)
-    walk = _Walk()
+    walk = Walk()
     needed = 0
     try:
         while walk.total < MAX_BATCH_RECORDS:
@@ -177,7 +139,8 @@ def scan_records(
             raise
     if not walk.total:
         return None, pos, needed
-    pages = _few_runs(walk, state, view, base) or _columns(walk, state, view, base)
+    runs = walk.few_runs(view, base, page_size, state.used_length.tolist())
+    pages = runs or walk.columns(view, base, page_size)
     batch = PageBatch(
         offset=base + walk.start[0],
         end=base + pos,
@@ -215,7 +178,7 @@ def scan_records(
 
 # Append the runs of nameless records at `pos`; return the position behind them.
 def _fast_runs(
-    walk: _Walk,
+    walk: Walk,
     view: memoryview,
     pos: int,
     pattern: re.Pattern[bytes],
@@ -274,10 +237,13 @@ def more_heads(
     mask = page_size - 1
     found, chunk = 0, 8 * LONG_RUN
     while found < limit:
-        n = min(chunk, limit - found)
-        heads = _gather(view, pos + found * stride, n, stride)
-        if int(heads[0]) & mask != flags:
+        at = pos + found * stride
+        (head,) = _read_word(view, at)
+        if head & mask != flags:
             return
+        n = _likely_count(view, at, head, stride, page_size, limit - found)
+        n = n if n > FEW_RUNS else min(chunk, limit - found)
+        heads = gather(view, at, n, stride)
         cuts = (heads[1:] - heads[:-1] != page_size).nonzero()[0] + 1
         if len(cuts):
             # A head of another kind is no neighbour.
@@ -293,7 +259,7 @@ def more_heads(
 
 # Append the one record at `pos` and return its size; 0 where a word that is no page record
 # stands, minus the bytes it takes where it is not wholly inside the window.
-def _one_record(walk: _Walk, state: RAMState, view: memoryview, base: int, pos: int) -> int:
+def _one_record(walk: Walk, state: RAMState, view: memoryview, base: int, pos: int) -> int:
     left = len(view) - pos
     if left < RAM_WORD_SIZE:
         return -RAM_WORD_SIZE
@@ -368,93 +334,19 @@ def _one_record(walk: _Walk, state: RAMState, view: memoryview, base: int, pos: 
     return size
 
 
-# What was walked as runs, unless there are many or one may go beyond the end of its block.
-def _few_runs(walk: _Walk, state: RAMState, view: memoryview, base: int) -> tuple[Run, ...] | None:
-    most = walk.total // _FEW_RUNS
-    if len(walk.start) > most:
-        return None
-    page_size = state.page_size
-    found: list[list[int]] = []  # block, offset, pages, start, stride, flags and payload of each
-    pieces = iter(walk.long)
-    piece_row, piece, piece_cuts = next(pieces, _NO_PIECE)
-    row, neighbour = 0, -1
-    alike: list[int] = []
-    for start, count, *shape in zip(
-        walk.start, walk.count, walk.block, walk.stride, walk.flags, walk.payload, strict=True
-    ):
-        block, stride, flags, payload = shape
-        if shape != alike:
-            alike, neighbour = shape, -1
-        at, stop = start, row + count
-        while row < stop:
-            if row == piece_row:
-                heads, cuts = piece, piece_cuts
-                piece_row, piece, piece_cuts = next(pieces, _NO_PIECE)
-            else:
-                heads = _gather(view, start, count, stride)
-                cuts = (heads[1:] - heads[:-1] != page_size).nonzero()[0] + 1
-            if len(found) + len(cuts) > most:
-                return None
-            edges = [*cuts.tolist(), len(heads)]
-            if int(heads[0]) != neighbour:
-                edges.insert(0, 0)
-            else:
-                found[-1][2] += edges[0]
-            for first, end in pairwise(edges):
-                offset = int(heads[first]) & -page_size
-                begin = at + first * stride
-                found.append([block, offset, end - first, begin, stride, flags, payload])
-            neighbour = int(heads[-1]) + page_size
-            row += len(heads)
-            at += len(heads) * stride
-    lengths = state.used_length.tolist()
-    if any(offset + (n - 1) * page_size >= lengths[b] for b, offset, n, *_ in found):
-        return None
-    return tuple(
-        Run(_KINDS[f & _PAGE_KINDS], b, offset, n, base + begin, begin + s - p, s, f)
-        for b, offset, n, begin, s, f, p in found
-    )
-
-
-# Heads of records that are evenly spaced, in host order.
-def _gather(view: memoryview, pos: int, count: int, stride: int) -> NDArray[np.uint64]:
-    wire: NDArray[np.uint64] = np.ndarray((count,), _HEAD, view, pos, (stride,))
-    return wire.astype(np.uint64)
-
-
-# The heads of all that was walked, in host order.
-def _heads(walk: _Walk, view: memoryview, position: NDArray[np.int64]) -> NDArray[np.uint64]:
-    # A view that starts at every byte, so that heads can be taken from any offset.
-    wire: NDArray[np.uint64] = np.ndarray((len(view) - RAM_WORD_SIZE + 1,), _HEAD, view, 0, (1,))
-    if not walk.long:
-        return wire[position]
-    pieces: list[NDArray[np.uint64]] = []
-    row = 0
-    for first, heads, _ in walk.long:
-        pieces += (wire[position[row:first]], heads)
-        row = first + len(heads)
-    pieces.append(wire[position[row:]])
-    return np.concatenate(pieces)
-
-
-# What was walked as columns: what holds for a stretch is spread over its records.
-def _columns(walk: _Walk, state: RAMState, view: memoryview, base: int) -> PageColumns:
-    start, count = np.array(walk.start, np.int64), np.array(walk.count, np.int64)
-    stride = np.array(walk.stride, np.int64)
-    if len(start) == 1:
-        position = np.arange(walk.total)
-        position *= stride
-        position += start
-    else:
-        before = np.cumsum(count) - count
-        position = np.repeat(start - before * stride, count)
-        position += np.repeat(stride, count) * np.arange(walk.total)
-    heads = _heads(walk, view, position)
-    return PageColumns(
-        record_offset=(position + base).view(np.uint64),
-        size=np.repeat(stride.astype(np.uint32), count),
-        flags=np.repeat(np.array(walk.flags, np.uint16), count),
-        block=np.repeat(np.array(walk.block, np.int32), count),
-        block_offset=heads & np.uint64(~(state.page_size - 1) & 0xFFFFFFFFFFFFFFFF),
-        payload_size=np.repeat(np.array(walk.payload, np.uint32), count),
-    )
+# How many records of neighbouring pages there seem to be, by looking at few of them: so that heads
+# are gathered at once, and none that is none. It is a guess, and all that are gathered are checked.
+def _likely_count(
+    view: memoryview, pos: int, head: int, stride: int, page_size: int, limit: int
+) -> int:
+    low, high = 0, FEW_RUNS
+    while high < limit and _read_word(view, pos + high * stride)[0] == head + high * page_size:
+        low, high = high, 2 * high
+    high = min(high, limit)
+    while low and high - low > 1:
+        middle = (low + high) // 2
+        if _read_word(view, pos + middle * stride)[0] == head + middle * page_size:
+            low = middle
+        else:
+            high = middle
+    return low + 1

@@ -25,6 +25,7 @@ from typing import Protocol
 import numpy as np
 from numpy.typing import NDArray
 
+# Of a mapped file, where pages are touched on a thread, and twice that where they are not.
 MAPPED_WINDOW = 32 << 20
 READ_WINDOW = 8 << 20
 _PIPE_SIZE = 1 << 20
@@ -39,8 +40,13 @@ _ALIGNMENT = 2 << 20
 
 # The thread that touches pages is worth its while where one takes this many seconds, by a sample
 # of so many pages: in small folios.
-_SLOW = 50e-9
+_SLOW = 100e-9
 _SAMPLE = 256
+
+# Parts of a window of which the thread takes some, and the seconds in which it takes up a job
+# unless it is busy.
+_SHARES = 16
+_PROMPT = 150e-6
 
 # Whether the page cache has a stretch of a file is asked for one byte of each of these.
 _PROBED = 2 << 20
@@ -85,25 +91,30 @@ class Source(Protocol):
 
 
 class _Ahead:
-    """A thread that touches the pages of the next mapped window, from its end to its start.
+    """A thread that touches pages of the next mapped window.
 
-    It is work of the kernel that costs more than the walk over the window, and lets go of the
-    GIL. The walk comes from the other side and touches what is left, so neither waits.
+    It is work of the kernel that can cost more than the walk over the window, and lets go of the
+    GIL. The thread takes the end of the window, and so much of it that neither waits for long:
+    the walk touches the rest as it goes.
     """
 
     def __init__(self) -> None:
         self._jobs: SimpleQueue[NDArray[np.uint8] | None] = SimpleQueue()
         self._started = threading.Lock()
         self._started.acquire()
+        self._share = _SHARES
         self._thread = threading.Thread(target=self._run, daemon=True)
         self._thread.start()
 
     def start(self, window: NDArray[np.uint8]) -> None:
-        """Touch the pages of a window."""
-        self._jobs.put(window)
+        """Have the pages of a window touched, when those of the one before are."""
+        begin = time.perf_counter()
+        self._jobs.put(window[len(window) // _SHARES * (_SHARES - self._share) :])
         # Until it has run as far as to let go of the GIL. Else it could wait 5 ms for it, which
         # is longer than a window takes.
         self._started.acquire()
+        waited = time.perf_counter() - begin > _PROMPT
+        self._share = max(_SHARES // 4, min(_SHARES, self._share + (-1 if waited else 1)))
 
     def stop(self) -> None:
         """End the thread."""
@@ -111,12 +122,11 @@ class _Ahead:
         self._thread.join()
 
     def _run(self) -> None:
-        backward = np.arange(MAPPED_WINDOW - mmap.PAGESIZE, -1, -mmap.PAGESIZE)
-        while (window := self._jobs.get()) is not None:
-            pages = -(-len(window) // mmap.PAGESIZE)
+        while (pages := self._jobs.get()) is not None:
             self._started.release()
-            window.take(backward[len(backward) - pages :])
-            del window
+            # Of bytes: numpy would hold the GIL for numbers that it has to swap.
+            pages[:: mmap.PAGESIZE].max()
+            del pages
 
 
 class FileSource:
@@ -138,7 +148,8 @@ class FileSource:
         self._base = 0  # of the mapping in the file
         self._kept = 0  # pages before this offset in the file are unmapped
         self._stop = -1  # end of the last window
-        self._known = -1  # up to here the page cache was asked
+        self._size = MAPPED_WINDOW  # of the next window
+        self._touched = -1  # up to here the thread touches pages
         with contextlib.suppress(OSError):
             os.posix_fadvise(fd, 0, 0, os.POSIX_FADV_SEQUENTIAL)
 
@@ -147,13 +158,17 @@ class FileSource:
         begin, end = self._start + offset, self._start + (self.size or 0)
         if end <= begin:
             return memoryview(b""), offset, True
-        stop = (begin + _OVERLAP) // MAPPED_WINDOW * MAPPED_WINDOW + MAPPED_WINDOW
-        stop = min(end, max(stop, begin + need))
         goes_on = 0 <= self._stop - begin < _OVERLAP
-        mapping = self._map(begin, stop, end) if self._is_cached(begin, stop) else None
+        if not goes_on:
+            self._size, self._touched = MAPPED_WINDOW, -1
+        stop = (begin + _OVERLAP) // self._size * self._size + self._size
+        stop = min(end, max(stop, begin + need))
+        # What was touched was asked for before, but the file may have been cut since.
+        ask_from = stop - 1 if stop <= self._touched else begin
+        mapping = self._map(begin, stop, end) if self._is_cached(ask_from, stop) else None
         if mapping is not None:
             if goes_on:
-                self._touch(mapping, stop, end)
+                self._touch(mapping, begin, stop, end)
             self._stop = stop
             return mapping[begin - self._base : stop - self._base], offset, stop == end
         stop = self._stop = min(end, begin + max(READ_WINDOW, need))
@@ -191,32 +206,34 @@ class FileSource:
         self._mapping = mapping
         return None if mapping is None else memoryview(mapping)
 
-    # Have the window behind `begin` touched while the one before it is in use, if that is slow.
-    def _touch(self, mapping: memoryview, begin: int, end: int) -> None:
-        stop = min(end, begin + MAPPED_WINDOW, self._base + len(mapping))
-        if begin >= stop or not self._is_cached(begin, stop):
+    # Where touching is slow, have it done for the next window while this one is in use. Where it
+    # is not, take longer windows instead.
+    def _touch(self, mapping: memoryview, begin: int, stop: int, end: int) -> None:
+        after = min(end, stop + MAPPED_WINDOW, self._base + len(mapping))
+        window = np.frombuffer(mapping[stop - self._base : after - self._base], np.uint8)
+        sample = window[: _SAMPLE * mmap.PAGESIZE]
+        if not len(sample) or not self._is_cached(stop, stop + len(sample)):
             return
-        window = np.frombuffer(mapping[begin - self._base : stop - self._base], np.uint8)
         started = time.perf_counter()
-        window[: _SAMPLE * mmap.PAGESIZE : mmap.PAGESIZE].max()
-        if time.perf_counter() - started > _SAMPLE * _SLOW:
+        sample[:: mmap.PAGESIZE].max()
+        slow = time.perf_counter() - started > _SAMPLE * _SLOW
+        self._size = MAPPED_WINDOW if slow else 2 * MAPPED_WINDOW
+        if slow and stop - begin <= MAPPED_WINDOW + _OVERLAP and self._is_cached(stop, after):
             if self._ahead is None:
                 self._ahead = _Ahead()
             self._ahead.start(window)
+            self._touched = after
 
     # Whether the page cache holds a stretch of the file, by a sample: asking for each page
     # (mincore) costs more than the walk over them.
     def _is_cached(self, begin: int, stop: int) -> bool:
-        # What was asked before is asked for its end again: the file may have been cut since.
-        begin = stop - 1 if self._known >= stop else begin
         try:
-            for at in (*range(begin, stop, _PROBED), stop - 1):
-                if not os.preadv(self._fd, self._sample, at, os.RWF_NOWAIT):
-                    return False
+            return all(
+                os.preadv(self._fd, self._sample, at, os.RWF_NOWAIT)
+                for at in (*range(begin, stop, _PROBED), stop - 1)
+            )
         except OSError:
             return False
-        self._known = stop
-        return True
 
     def _read(self, begin: int, length: int) -> memoryview:
         if self._buffer is None or len(self._buffer) < length:
