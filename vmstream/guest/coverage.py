@@ -28,10 +28,8 @@ _COLUMN: Final = {
     RAMSaveFlag.COMPRESS_PAGE: 3,
 }
 _KIND_OF_FLAGS = np.zeros(1024, np.uint8)
-for _flags in range(1024):
-    for _flag, _column in _COLUMN.items():
-        if _flags & _flag:
-            _KIND_OF_FLAGS[_flags] = _column
+for _flag, _column in _COLUMN.items():
+    _KIND_OF_FLAGS[(np.arange(1024) & int(_flag)) != 0] = _column
 
 # Passes that are told apart; what comes after is counted with the last of them.
 MAX_PASSES = 1000
