@@ -130,8 +130,6 @@ def test_partial(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("name", "word"),
     [
-        ("xbzrle-5.2-pc", "XBZRLE"),
-        ("zlib-5.2-pc", "COMPRESS_PAGE"),
         ("mapped-10.0-pc", "mapped-ram"),
         ("multifd-7.2-pc.ch0", "multifd"),
         ("postcopy-11.1-pc.ch0", "POSTCOPY"),

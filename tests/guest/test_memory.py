@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import random
+import zlib
 from collections.abc import Callable, Iterable
 from pathlib import Path
 
@@ -15,7 +16,8 @@ from numpy.typing import NDArray
 from tests.decoding import BytesSource, CutSource
 from tests.strategies import streams
 from tests.streamwriter import RamBlock, StreamWriter
-from vmstream.errors import UnsupportedError
+from vmstream.errors import IntegrityError
+from vmstream.guest import memory as memory_module
 from vmstream.guest.memory import Placement, RAMImage
 from vmstream.ops.pipeline import events
 from vmstream.stream.decoder import Decoder
@@ -52,10 +54,17 @@ class Memory:
     ) -> None:
         assert len(positions) == len(offsets) > 0
         assert (np.diff(offsets) > 0).all()
-        assert stride == size + 8
+        assert stride in (size, size + 8)
         for at, offset in zip(positions.tolist(), offsets.tolist(), strict=True):
             assert 0 <= at <= at + size <= len(window)
             self.write(offset, window[at : at + size])
+
+    def read_pages(self, offsets: NDArray[np.int64], pages: NDArray[np.uint8]) -> None:
+        assert len(offsets) == len(pages) > 0
+        assert (np.diff(offsets) > 0).all()
+        for offset, page in zip(offsets.tolist(), pages, strict=True):
+            held = self.data[offset : offset + len(page)]
+            page[: len(held)] = np.frombuffer(held, np.uint8)
 
     def zero(self, offset: int, length: int) -> None:
         assert length > 0
@@ -77,14 +86,18 @@ def whole(blocks: Iterable[RAMBlock]) -> tuple[list[Memory], list[Placement]]:
 
 
 def replay(
-    w: StreamWriter, places: list[Placement], source: Source | None = None, page_size: int = 0
+    w: StreamWriter,
+    places: list[Placement],
+    source: Source | None = None,
+    page_size: int = 0,
+    on_fault: Callable[[IntegrityError], None] | None = None,
 ) -> None:
     """Feed an image as the command does: a batch is written before the next window is asked for."""
     source = BytesSource(bytes(w)) if source is None else source
     image: RAMImage | None = None
     for event in events(source, Decoder(page_size or None, strict=True)):
         if isinstance(event, PageBatch):
-            image = image or RAMImage(event.blocks, event.page_size, places)
+            image = image or RAMImage(event.blocks, event.page_size, places, on_fault)
             image.add(event)
 
 
@@ -98,7 +111,7 @@ def poisoned(w: StreamWriter, seed: int, late_end: bool = False) -> CutSource:
     return CutSource(bytes(w), size, back=rng.choice((0, 1, 13)), late_end=late_end)
 
 
-@given(streams(fills=True), st.integers(0, 1 << 32), st.booleans())
+@given(streams(xbzrle=True, compress=True, fills=True), st.integers(0, 1 << 32), st.booleans())
 @settings(max_examples=150)
 def test_every_block_is_what_the_writer_says(w: StreamWriter, seed: int, late_end: bool) -> None:
     sinks, places = whole(blocks_of(w))
@@ -108,7 +121,11 @@ def test_every_block_is_what_the_writer_says(w: StreamWriter, seed: int, late_en
         assert sink.data == content, name
 
 
-@given(streams(page_sizes=(4096,), fills=True), st.integers(0, 1 << 32), st.data())
+@given(
+    streams(page_sizes=(4096,), xbzrle=True, compress=True, fills=True),
+    st.integers(0, 1 << 32),
+    st.data(),
+)
 @settings(max_examples=100)
 def test_split_placements(w: StreamWriter, seed: int, data: st.DataObject) -> None:
     """Blocks cut in stretches that go to one sink in any order, and some that go nowhere."""
@@ -348,28 +365,131 @@ def test_a_split_block_that_ends_inside_a_page() -> None:
     assert memory.data == want
 
 
-@pytest.mark.parametrize("kind", ["XBZRLE", "COMPRESS_PAGE"])
-def test_what_is_not_decoded_is_refused(kind: str) -> None:
+def big_changes(w: StreamWriter) -> None:
+    """Several pages, each in several encodings and orders within one batch."""
+    new = bytes(range(256)) * 16
+    with w.ram_part():
+        w.page("a", 0, b"\1" * PAGE)
+        w.page("a", PAGE, b"\1" * PAGE)
+        w.zero("a", 2 * PAGE)
+        w.xbzrle_to("a", PAGE, b"\1" * 1000 + new[1000:])
+        w.xbzrle_to("a", 2 * PAGE, bytes(4095) + b"\xff")
+        w.compress_page("a", 3 * PAGE, zlib.compress(new))
+        w.xbzrle_to("a", 3 * PAGE, new[:2000] + b"\0" * 2096)
+        w.xbzrle_to("a", PAGE, b"\2" * 1000 + new[1000:])
+        w.page("a", 3 * PAGE, b"\3" * PAGE)
+        w.xbzrle_to("a", 3 * PAGE, b"\4" + b"\3" * 4095)
+        w.xbzrle_to("a", 0, b"\5" * 4095 + b"\1")
+        w.zero("a", 0)
+        w.xbzrle_to("a", PAGE, b"\2" * 999 + new[999:])
+
+
+def test_changes_in_one_batch() -> None:
+    run(simple(big_changes))
+
+
+def test_more_pages_than_are_decoded_at_a_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(memory_module, "_DECODED", 2 * PAGE)
+    run(simple(big_changes))
+    rng = random.Random(3)
+
     def write(w: StreamWriter) -> None:
         with w.ram_part():
-            w.page("b", 0, b"\1" * PAGE)
-            w.page("a", 0, b"\1" * PAGE)
-            w.page("a", PAGE, b"\1" * PAGE)
+            for i in range(16):
+                w.compress_page("a", i * PAGE, zlib.compress(rng.randbytes(PAGE)))
+        with w.ram_part():
+            for i in range(16):
+                page = bytearray(w.blocks["a"][i * PAGE : (i + 1) * PAGE])
+                page[i * 7 : i * 40] = bytes(i * 33)
+                w.xbzrle_to("a", i * PAGE, bytes(page))
+
+    run(simple(write))
+
+
+def test_a_difference_to_a_block_that_ends_inside_a_page() -> None:
+    """What lies behind it in the sink belongs to somebody else."""
+    length = 2 * PAGE + 1024
+    w = StreamWriter()
+    w.header()
+    w.ram_start([RamBlock("a", length), RamBlock("b", PAGE)])
+    with w.ram_part():
+        w.page("b", 0, b"\7" * PAGE)
+        w.page("a", 2 * PAGE, b"\1" * PAGE)
+        w.xbzrle("a", 2 * PAGE, b"\xfe\7\4abcd", truth=False)
+        w.compress_page("a", 0, zlib.compress(b"\2" * PAGE))
+    w.eof()
+    sink = Memory(length + PAGE)
+    replay(w, [Placement(0, 0, length, sink, 0), Placement(1, 0, PAGE, sink, length)])
+    assert sink.data[:PAGE] == b"\2" * PAGE
+    assert sink.data[2 * PAGE :] == b"\1" * 1022 + b"ab" + b"\7" * PAGE
+
+
+BROKEN: list[tuple[str, bytes, bytes]] = [
+    # Payload, and what the page of 0x11 is then, behind the token that is illegal.
+    ("XBZRLE", b"\0\0", b""),
+    ("XBZRLE", b"\1\2ab\0\1c", b"\x11ab"),
+    ("XBZRLE", b"\0\5abc", b""),
+    ("XBZRLE", b"\1\2ab\3", b"\x11ab"),
+    ("XBZRLE", b"\xff\x1f\2ab", b""),
+    ("XBZRLE", b"\x80\x80\1a", b""),
+    ("XBZRLE", b"\0\x81\x80" + b"a", b""),
+    ("XBZRLE", b"\1\1a\xff", b"\x11a"),
+    ("COMPRESS_PAGE", b"blob", bytes(PAGE)),
+    ("COMPRESS_PAGE", zlib.compress(b"\2" * (PAGE - 1)), b"\2" * (PAGE - 1) + b"\0"),
+    ("COMPRESS_PAGE", zlib.compress(b"\2" * (PAGE + 1)), b"\2" * PAGE),
+    ("COMPRESS_PAGE", zlib.compress(bytes(1 << 20)), bytes(PAGE)),
+    ("COMPRESS_PAGE", zlib.compress(b"\2" * PAGE)[:-1], b"\2" * PAGE),
+]
+
+
+@pytest.mark.parametrize(("kind", "payload", "start"), BROKEN)
+def test_pages_that_do_not_decode(kind: str, payload: bytes, start: bytes) -> None:
+    def write(w: StreamWriter) -> None:
+        with w.ram_part():
+            w.page("b", 0, b"\x22" * PAGE)
+            w.page("a", 0, b"\x11" * PAGE)
+            w.page("a", PAGE, b"\x33" * PAGE)
             if kind == "XBZRLE":
-                w.xbzrle("a", 0, b"\0\2AB")
+                w.xbzrle("a", 0, payload, truth=False)
+                w.xbzrle("a", PAGE, b"\0\1x")
             else:
-                w.compress_page("a", 0, b"blob", truth=False)
+                w.compress_page("a", 0, payload, truth=False)
 
     w = simple(write)
-    _, places = whole(blocks_of(w))
-    with pytest.raises(UnsupportedError, match=f"{kind} page record") as caught:
+    sinks, places = whole(blocks_of(w))
+    with pytest.raises(IntegrityError) as caught:
         replay(w, places)
     assert caught.value.offset == w.items_of(kind)[0].offset
+    # Otherwise all is written that can be.
+    faults: list[IntegrityError] = []
+    replay(w, places, on_fault=faults.append)
+    assert [f.offset for f in faults] == [w.items_of(kind)[0].offset]
+    want = start + b"\x11" * (PAGE - len(start))
+    assert sinks[0].data[:PAGE] == want
+    assert sinks[0].data[PAGE : 2 * PAGE] == (b"x" if kind == "XBZRLE" else b"3") + b"3" * 4095
+    assert sinks[1].data[:PAGE] == b"\x22" * PAGE
     # A block that is not wanted may have any records.
     replay(w, [p for p in places if p.block == 1])
 
 
-@given(streams(page_sizes=(4096, 1024, 65536), fills=True, max_pages=40), st.integers(0, 1 << 32))
+def test_an_encoding_that_nobody_knows() -> None:
+    def write(w: StreamWriter) -> None:
+        with w.ram_part():
+            w.page("a", 0, b"\x11" * PAGE)
+            w.xbzrle("a", 0, b"\0\2ab", encoding=2, truth=False)
+
+    w = simple(write)
+    sinks, places = whole(blocks_of(w))
+    faults: list[IntegrityError] = []
+    replay(w, places, on_fault=faults.append)
+    assert [f.offset for f in faults] == [w.items_of("XBZRLE")[0].offset]
+    assert sinks[0].data[:PAGE] == b"\x11" * PAGE
+
+
+@given(
+    streams(page_sizes=(4096, 1024, 65536), xbzrle=True, compress=True, fills=True, max_pages=40),
+    st.integers(0, 1 << 32),
+)
 @settings(max_examples=25)
 def test_into_real_files(
     tmp_path_factory: pytest.TempPathFactory, w: StreamWriter, seed: int

@@ -56,8 +56,6 @@ FOUR_GIB = 4 * GIB
 
 # What this version refuses, with the block that is in the way.
 REFUSED = {
-    "xbzrle-5.2-pc": "mem",
-    "zlib-5.2-pc": "mem",
     "mapped-10.0-pc": "mem",
     "multifd-7.2-pc.ch0": "mem",
     "multifd-11.1-pc.ch0": "mem",

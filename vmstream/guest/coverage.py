@@ -21,10 +21,11 @@ from vmstream.wire.constants import RAMSaveFlag
 KINDS: Final = ("normal", "zero", "xbzrle", "compressed")
 
 _ZERO = KINDS.index("zero")
+_XBZRLE = KINDS.index("xbzrle")
 _COLUMN: Final = {
     RAMSaveFlag.PAGE: 0,
     RAMSaveFlag.ZERO: _ZERO,
-    RAMSaveFlag.XBZRLE: 2,
+    RAMSaveFlag.XBZRLE: _XBZRLE,
     RAMSaveFlag.COMPRESS_PAGE: 3,
 }
 _KIND_OF_FLAGS = np.zeros(1024, np.uint8)
@@ -181,6 +182,8 @@ class RAMCoverage:
         pass_count: How many there were.
         out_of_place: Records between two of neighbouring pages that belong somewhere else.
         first_out_of_place: Offset of the first of them.
+        baseless: XBZRLE records of pages that were not sent before.
+        first_baseless: Offset of the first of them.
         filled: ZERO records whose fill byte is not 0.
         first_filled: Offset of the first of them.
     """
@@ -196,6 +199,8 @@ class RAMCoverage:
         self.pass_count = 0
         self.out_of_place = 0
         self.first_out_of_place = 0
+        self.baseless = 0
+        self.first_baseless = 0
         self.filled = 0
         self.first_filled = 0
         # Of the last four records: the first and the last of an inner stretch of a run will do.
@@ -205,8 +210,9 @@ class RAMCoverage:
 
     def add(self, batch: PageBatch) -> None:
         """Count one batch."""
-        if not isinstance(batch.pages, PageColumns):
-            self._add_runs(batch.pages, batch)
+        runs = batch.pages
+        if not isinstance(runs, PageColumns) and all(_COLUMN[r.kind] != _XBZRLE for r in runs):
+            self._add_runs(runs, batch)
             return
         page = (batch.block_offset >> np.uint64(self._shift)).view(np.int64)
         block = batch.block
@@ -228,6 +234,11 @@ class RAMCoverage:
         self._count_passes(key, sent_before, kind, batch)
         if (kind == _ZERO).any():
             self._look_at_fills(batch)
+        baseless = (kind == _XBZRLE) & ~sent_before
+        if baseless.any():
+            if not self.baseless:
+                self.first_baseless = int(batch.record_offset[np.argmax(baseless)])
+            self.baseless += int(np.count_nonzero(baseless))
         self._look_for_damage(key, batch.record_offset)
 
     # The usual batch of a first pass: neighbouring pages of one block, none of them seen before,
@@ -245,7 +256,7 @@ class RAMCoverage:
         ):
             return False
         records = _count_kinds(kind)
-        if records[_ZERO] and batch.fills().any():
+        if records[_XBZRLE] or (records[_ZERO] and batch.fills().any()):
             return False
         wire_bytes = batch.end - batch.offset
         for counted in (self.blocks[block], self.passes[-1]):

@@ -1,25 +1,37 @@
 """RAM images from page batches: the last record of a page wins, zero pages too.
 
 Bytes are written where a block's pages belong in an output; nothing is held but one bit a page
-that says whether the output has data there.
+that says whether the output has data there. What an XBZRLE record changes is read back from the
+output.
 """
 
 from __future__ import annotations
 
+import zlib
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
-from vmstream.errors import UnsupportedError, quoted
+from vmstream.errors import IntegrityError, quoted
 from vmstream.guest.coverage import PageBitmap
+from vmstream.guest.xbzrle import apply_deltas
 from vmstream.stream.events import PageBatch, RAMBlock
-from vmstream.wire.constants import RAMSaveFlag
-from vmstream.wire.layout import page_stride
+from vmstream.wire import grammar
+from vmstream.wire.constants import ENCODING_FLAG_XBZRLE, RAMSaveFlag
+from vmstream.wire.layout import page_stride, struct_of
 
+_PAGE = int(RAMSaveFlag.PAGE)
 _ZERO = int(RAMSaveFlag.ZERO)
-_ENCODED = int(RAMSaveFlag.XBZRLE | RAMSaveFlag.COMPRESS_PAGE)
+_XBZRLE = int(RAMSaveFlag.XBZRLE)
+_COMPRESS_PAGE = int(RAMSaveFlag.COMPRESS_PAGE)
+_XBZRLE_HEAD_SIZE = struct_of(grammar.XBZRLE_HEAD).size
+_COMPRESS_HEAD_SIZE = struct_of(grammar.COMPRESS_PAGE_HEAD).size
+
+# Bytes of pages that are decoded at a time.
+_DECODED = 8 << 20
 
 _Numbers = NDArray[np.int64]
 
@@ -44,6 +56,13 @@ class PageSink(Protocol):
         """Write zeros over what was written before."""
         ...
 
+    def read_pages(self, offsets: _Numbers, pages: NDArray[np.uint8]) -> None:
+        """Fill `pages`, uint8 (n, page size), with what stands at `offsets`, int64 (n,).
+
+        What was not written is zeros.
+        """
+        ...
+
 
 @dataclass(frozen=True, slots=True)
 class Placement:
@@ -63,13 +82,20 @@ class RAMImage:
         blocks: The block list.
         page_size: Target page size, bytes.
         placements: Where each stretch of a block goes; blocks without one are left out.
+        on_fault: Called with the fault of a page that does not decode; what could be decoded of it
+            is written. Without it the fault is raised.
     """
 
     def __init__(
-        self, blocks: tuple[RAMBlock, ...], page_size: int, placements: list[Placement]
+        self,
+        blocks: tuple[RAMBlock, ...],
+        page_size: int,
+        placements: list[Placement],
+        on_fault: Callable[[IntegrityError], None] | None = None,
     ) -> None:
         self._page_size = page_size
         self._blocks = blocks
+        self._on_fault = on_fault
         self._places: list[list[Placement]] = [[] for _ in blocks]
         for place in placements:
             self._places[place.block].append(place)
@@ -79,72 +105,158 @@ class RAMImage:
         """Write one batch.
 
         Raises:
-            UnsupportedError: A record of a kind that is not decoded here.
+            IntegrityError: A page does not decode, and there is no `on_fault`.
         """
         block = batch.block
         first = int(block[0])
         if first == int(block[-1]) and (block == first).all():
-            self._add(batch, first, None)
+            self._add(batch, first, np.arange(len(batch)))
             return
         for index in np.unique(block).tolist():
             self._add(batch, index, np.flatnonzero(block == index))
 
-    # Write the records of one block; `rows` are their places in the batch, `None` for all.
-    def _add(self, batch: PageBatch, block: int, rows: _Numbers | None) -> None:
+    # Write the records of one block; `rows` are their places in the batch.
+    def _add(self, batch: PageBatch, block: int, rows: _Numbers) -> None:
         if not self._places[block]:
             return
-        if rows is None:
-            rows = np.arange(len(batch))
-        flags = batch.flags[rows]
-        if (flags & _ENCODED).any():
-            at = int(rows[np.argmax((flags & _ENCODED) != 0)])
-            kind = RAMSaveFlag(int(batch.flags[at]) & _ENCODED)
-            raise UnsupportedError(
-                int(batch.record_offset[at]),
-                f"{kind.name} page record: not decoded by this version",
-                context=f"block {quoted(self._blocks[block].idstr)}",
-                advice="`vmstream inspect` counts them",
-            )
         page = (batch.block_offset[rows] // np.uint64(self._page_size)).view(np.int64)
+        deltas = (batch.flags[rows] & _XBZRLE) != 0
+        if deltas.any():
+            changed = np.isin(page, page[deltas])
+            self._add_in_turn(batch, block, rows[changed], page[changed])
+            rows, page = rows[~changed], page[~changed]
         if not (np.diff(page) > 0).all():
             # A page may come twice: only its last record counts, and then order does not.
             page, last = np.unique(page[::-1], return_index=True)
             rows = rows[len(rows) - 1 - last]
-            flags = batch.flags[rows]
-        end = (batch.record_offset[rows] + batch.size[rows]).view(np.int64) - batch.window_offset
-        filled = (flags & _ZERO) != 0
-        self._write_pages(batch, block, page[~filled], end[~filled] - self._page_size)
+        self._add_whole(batch, block, rows, page)
+
+    # Write records of pages that are changed by differences: the first of each page, then the
+    # second of each, and so on.
+    def _add_in_turn(self, batch: PageBatch, block: int, rows: _Numbers, page: _Numbers) -> None:
+        order = np.argsort(page, kind="stable")
+        rows, page = rows[order], page[order]
+        begins = np.concatenate(([0], np.flatnonzero(np.diff(page)) + 1))
+        counts = np.diff(begins, append=len(page))
+        turn = np.arange(len(page)) - np.repeat(begins, counts)
+        deltas = (batch.flags[rows] & _XBZRLE) != 0
+        for number in range(int(counts.max())):
+            mine = turn == number
+            whole = mine & ~deltas
+            self._add_whole(batch, block, rows[whole], page[whole])
+            mine &= deltas
+            self._add_deltas(batch, block, rows[mine], page[mine])
+
+    # Write records that need nothing of what the pages were, of ascending pages.
+    def _add_whole(self, batch: PageBatch, block: int, rows: _Numbers, page: _Numbers) -> None:
+        flags = batch.flags[rows]
+        end = _ends(batch, rows)
+        plain, filled, packed = ((flags & kind) != 0 for kind in (_PAGE, _ZERO, _COMPRESS_PAGE))
+        position = end[plain] - self._page_size
+        stride = page_stride(self._page_size)
+        self._write_pages(batch.window, block, page[plain], position, stride)
         if filled.any():
             fill = np.frombuffer(batch.window, np.uint8)[end[filled] - 1]
             zero = fill == 0
             self._write_zeros(block, page[filled][zero])
             if not zero.all():
                 self._write_fills(block, page[filled][~zero], fill[~zero])
+        if packed.any():
+            for part in self._parts(np.flatnonzero(packed)):
+                self._write_buffer(block, page[part], self._inflated(batch, block, rows[part]))
+
+    # Apply XBZRLE records of distinct, ascending pages.
+    def _add_deltas(self, batch: PageBatch, block: int, rows: _Numbers, page: _Numbers) -> None:
+        for part in self._parts(np.arange(len(rows))):
+            end = _ends(batch, rows[part])
+            length = batch.payload_size[rows[part]].astype(np.int64) - _XBZRLE_HEAD_SIZE
+            begin = end - length
+            encoding = np.frombuffer(batch.window, np.uint8)[begin - _XBZRLE_HEAD_SIZE]
+            known = encoding == ENCODING_FLAG_XBZRLE
+            pages = np.zeros((len(part), self._page_size), np.uint8)
+            self._read_pages(block, page[part], pages)
+            # A payload of an encoding that nobody knows changes nothing.
+            legal = apply_deltas(batch.window, begin, np.where(known, length, 0), pages) & known
+            for row in rows[part][~legal].tolist():
+                self._fault(
+                    batch, block, row, "an XBZRLE page that breaks the rules of the encoding"
+                )
+            self._write_buffer(block, page[part], pages)
+
+    # Pages of zlib records. As QEMU v8.2.7 migration/ram-compress.c qemu_uncompress_data(): one
+    # stream, one page. What a broken one gave is kept, as loaders of 2.4 to 2.12 do.
+    def _inflated(self, batch: PageBatch, block: int, rows: _Numbers) -> NDArray[np.uint8]:
+        size = self._page_size
+        pages = np.zeros((len(rows), size), np.uint8)
+        end = _ends(batch, rows)
+        begin = end - batch.payload_size[rows] + _COMPRESS_HEAD_SIZE
+        for i, (low, high) in enumerate(zip(begin.tolist(), end.tolist(), strict=True)):
+            inflater = zlib.decompressobj()
+            try:
+                data = inflater.decompress(batch.window[low:high], size + 1)
+                whole = inflater.eof and len(data) == size
+            except zlib.error:
+                data, whole = b"", False
+            if not whole:
+                self._fault(
+                    batch, block, int(rows[i]), "a zlib page that does not inflate to a page"
+                )
+            data = data[:size]
+            pages[i, : len(data)] = np.frombuffer(data, np.uint8)
+        return pages
+
+    def _fault(self, batch: PageBatch, block: int, row: int, what: str) -> None:
+        error = IntegrityError(
+            int(batch.record_offset[row]),
+            what,
+            context=f"block {quoted(self._blocks[block].idstr)}, "
+            f"offset {int(batch.block_offset[row]):#x}",
+        )
+        if self._on_fault is None:
+            raise error
+        self._on_fault(error)
+
+    # Indices, as many at a time as pages fit the buffer.
+    def _parts(self, rows: _Numbers) -> Iterator[_Numbers]:
+        step = max(1, _DECODED // self._page_size)
+        for at in range(0, len(rows), step):
+            yield rows[at : at + step]
+
+    # Write pages that were decoded, uint8 (n, page size).
+    def _write_buffer(self, block: int, page: _Numbers, pages: NDArray[np.uint8]) -> None:
+        position = np.arange(len(pages)) * self._page_size
+        self._write_pages(pages.reshape(-1).data, block, page, position, self._page_size)
+
+    def _read_pages(self, block: int, page: _Numbers, pages: NDArray[np.uint8]) -> None:
+        for place, part, offset in self._parts_of(block, page * self._page_size):
+            place.sink.read_pages(offset, pages[part])
+
+    # The placements of a block that some of these offsets are in: each with the offsets' places
+    # in the list, and what they are in the sink.
+    def _parts_of(
+        self, block: int, offset: _Numbers
+    ) -> Iterator[tuple[Placement, slice, _Numbers]]:
+        for place in self._places[block]:
+            low, high = np.searchsorted(
+                offset, (place.block_offset, place.block_offset + place.length)
+            ).tolist()
+            if low < high:
+                part = slice(low, high)
+                yield place, part, offset[part] + (place.sink_offset - place.block_offset)
 
     def _write_pages(
-        self, batch: PageBatch, block: int, page: _Numbers, position: _Numbers
+        self, window: memoryview, block: int, page: _Numbers, position: _Numbers, stride: int
     ) -> None:
         size, length = self._page_size, self._blocks[block].used_length
-        offset = page * size
         rest = length % size
         if rest and len(page) and int(page[-1]) == length // size:
             # A block whose length is no multiple of the page size ends inside its last page.
             at = int(position[-1])
-            self._write_part(block, int(offset[-1]), batch.window[at : at + rest])
+            self._write_part(block, int(page[-1]) * size, window[at : at + rest])
             self._data[block].add(page[-1:])
-            page, position, offset = page[:-1], position[:-1], offset[:-1]
-        for place in self._places[block]:
-            low, high = np.searchsorted(
-                offset, (place.block_offset, place.block_offset + place.length)
-            )
-            if low < high:
-                place.sink.write_pages(
-                    batch.window,
-                    position[low:high],
-                    offset[low:high] + (place.sink_offset - place.block_offset),
-                    size,
-                    page_stride(size),
-                )
+            page, position = page[:-1], position[:-1]
+        for place, part, offset in self._parts_of(block, page * size):
+            place.sink.write_pages(window, position[part], offset, size, stride)
         self._data[block].add(page)
 
     # Write bytes that lie within one placement.
@@ -177,3 +289,8 @@ class RAMImage:
             offset = number * size
             self._write_part(block, offset, bytes([value]) * min(size, length - offset))
         self._data[block].add(page)
+
+
+# Where records end in the window of their batch.
+def _ends(batch: PageBatch, rows: _Numbers) -> _Numbers:
+    return (batch.record_offset[rows] + batch.size[rows]).view(np.int64) - batch.window_offset

@@ -41,6 +41,7 @@ from vmstream.stream.events import (
     RAMBlockList,
     SectionStart,
     VMDescription,
+    fault,
 )
 from vmstream.transport.sink import (
     OutputFile,
@@ -187,7 +188,8 @@ class _Writer:
             placements.extend(
                 Placement(r.block, r.block_offset, r.length, out, r.gpa) for r in self.map.regions
             )
-        self._image = RAMImage(blocks, page_size, placements)
+        on_fault = self._page_fault if options.partial else None
+        self._image = RAMImage(blocks, page_size, placements, on_fault)
         return self._image
 
     def _file(self, key: int | None, path: Path, size: int) -> OutputFile:
@@ -211,6 +213,9 @@ class _Writer:
             return physical_map(Evidence(machine, blocks), self._options.below_4g)
         except OutputError:
             return concatenated(blocks, ram_blocks(blocks))
+
+    def _page_fault(self, error: IntegrityError) -> None:
+        self._summary.findings.on(fault(error))
 
     def drop_unsent(self) -> None:
         """Leave out, of all blocks, those that the stream has no page of."""

@@ -271,6 +271,14 @@ class Summary:
                 f"offset {seen.first_filled:#x}: {seen.filled} ZERO records with a fill byte other "
                 "than 0, which no QEMU since 1.5 writes",
             )
+        if seen.baseless:
+            self._note(
+                "warning",
+                "xbzrle-base",
+                seen.first_baseless,
+                f"offset {seen.first_baseless:#x}: {seen.baseless} XBZRLE records change pages "
+                "that were not sent before; an image takes those for zeros",
+            )
         in_order = not (
             self.features.keys() & {"background-snapshot", "postcopy, switched over"}
             or any(b.records[3] for b in seen.blocks)

@@ -114,6 +114,23 @@ class OutputFile:
             _write_all(self._fd, self._gather.data[: part.size], offset)
             offset += part.size
 
+    def read_pages(self, offsets: NDArray[np.int64], pages: NDArray[np.uint8]) -> None:
+        """Fill `pages`, uint8 (n, page size), with what stands at `offsets`, int64 (n,).
+
+        Holes are zeros; bytes behind the end of the file are left as they are.
+        """
+        size = pages.shape[1]
+        first = np.concatenate(([0], np.flatnonzero(np.diff(offsets) != size) + 1))
+        counts = np.diff(first, append=len(offsets)).tolist()
+        with _named(self.path):
+            for row, count, offset in zip(
+                first.tolist(), counts, offsets[first].tolist(), strict=True
+            ):
+                target = pages[row : row + count].reshape(-1).data
+                while target and (done := os.preadv(self._fd, [target], offset)):
+                    target = target[done:]
+                    offset += done
+
     def zero(self, offset: int, length: int) -> None:
         """Write zeros over what was written before."""
         zeros = memoryview(bytes(min(length, _GATHER)))
