@@ -242,7 +242,8 @@ def test_items_as_written(w: StreamWriter) -> None:
 @pytest.mark.parametrize(
     "name",
     ["plain-5.2-pc", "plain-11.1-q35", "live-10.0-q35", "own-live-q35", "xbzrle-5.2-pc",
-     "zlib-5.2-pc", "aarch64-10.0-virt", "s390x-10.0", "old-5.2-pc-1.0", "bgsnapshot-11.1-pc"],
+     "zlib-5.2-pc", "zlib-xbzrle-5.2-pc", "aarch64-10.0-virt", "s390x-10.0", "old-5.2-pc-1.0",
+     "bgsnapshot-11.1-pc"],
 )  # fmt: skip
 def test_fixtures_make_the_guests_memory(name: str) -> None:
     found = decode(open_fixture(name))

@@ -23,9 +23,51 @@ _PAGE = np.dtype([("head", ">u8"), ("body", "u1", (PAGE_SIZE,))])
 _ZERO = np.dtype([("head", ">u8"), ("fill", "u1")])
 
 
-def _capture() -> bytes:
-    raw = (FIXTURES / "own-live-q35.qevm.zst").read_bytes()
+class Bytes:
+    """A stream in memory as a source of one window."""
+
+    name, seekable, identity = "memory", True, None
+
+    def __init__(self, data: bytes) -> None:
+        self.size: int | None = len(data)
+        self._view = memoryview(data)
+
+    def window(self, offset: int, need: int) -> tuple[memoryview, int, bool]:
+        """All of it."""
+        del offset, need
+        return self._view, 0, True
+
+    def close(self) -> None:
+        """Nothing to release."""
+
+
+def fixture(name: str) -> bytes:
+    """A real capture."""
+    raw = (FIXTURES / f"{name}.qevm.zst").read_bytes()
     return zstandard.ZstdDecompressor().decompressobj().decompress(raw)
+
+
+def _capture() -> bytes:
+    return fixture("own-live-q35")
+
+
+def differences(pages: int, changed: int) -> bytes:
+    """A stream of PAGE records and then XBZRLE records, in which `changed` bytes of each stretch
+    of `changed` + 2 are new: as many as fit an encoded page."""
+    token = 2 + changed if changed < 128 else 3 + changed
+    count = min(PAGE_SIZE // token, PAGE_SIZE // (changed + 2))
+    head = bytes([2, changed]) if changed < 128 else bytes([2, 0x80 | changed & 0x7F, changed >> 7])
+    payload = (head + bytes(range(changed))) * count
+    xbzrle = np.dtype([("head", ">u8"), ("rest", "u1", (3 + len(payload),))])
+    chunks = list(stream(pages, pages, zero_share=0))
+    second = np.empty(pages, xbzrle)
+    second["head"] = np.arange(pages, dtype=np.uint64) * np.uint64(PAGE_SIZE) | np.uint64(0x60)
+    second["rest"] = np.frombuffer(b"\1" + struct.pack(">H", len(payload)) + payload, np.uint8)
+    part = b"\x02" + struct.pack(">I", SECTION_ID)
+    end = b"\x03" + struct.pack(">I", SECTION_ID) + _EOS + _FOOTER
+    whole = b"".join(chunks)
+    at = whole.rindex(end)
+    return whole[:at] + part + second.tobytes() + _EOS + _FOOTER + whole[at:]
 
 
 def device_sections() -> bytes:

@@ -50,6 +50,14 @@ def decode(payload: bytes, page: bytearray) -> bool:
 
 
 def check(payloads: Sequence[bytes], page_size: int = PAGE, seed: int = 1, tail: int = 0) -> None:
+    """As many in step as there are, a few one by one, and each one by one."""
+    for few in (0, 2, 1000):
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(xbzrle_module, "_FEW", few)
+            check_once(payloads, page_size, seed, tail)
+
+
+def check_once(payloads: Sequence[bytes], page_size: int, seed: int, tail: int) -> None:
     rng = random.Random(seed)
     window, begin = bytearray(b"head"), []
     for payload in payloads:

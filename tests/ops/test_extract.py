@@ -1076,3 +1076,64 @@ def test_other_page_sizes(size: int, tmp_path: Path) -> None:
     with image:
         image.seek(0x40000000)
         assert image.read() == w.blocks["mach-virt.ram"]
+
+
+# ---- pages in other encodings ------------------------------------------------------------------
+
+BROKEN = {
+    "xbzrle": lambda w: w.xbzrle("mem", PAGE, b"\1\2ab\0\1c", truth=False),
+    "zlib": lambda w: w.compress_page("mem", PAGE, b"blob", truth=False),
+}
+
+
+@pytest.mark.parametrize("kind", BROKEN)
+def test_a_page_that_does_not_decode(kind: str, tmp_path: Path) -> None:
+    """No image; with --partial all that can be decoded, and a finding at the record."""
+
+    def part(w: StreamWriter) -> None:
+        w.page("mem", 0, b"\1" * PAGE)
+        w.page("mem", PAGE, b"\2" * PAGE)
+        BROKEN[kind](w)
+        w.page("mem", 2 * PAGE, b"\3" * PAGE)
+
+    w = simple(part, mem=4)
+    path, image = write(tmp_path / "s", w), tmp_path / "image"
+    (item,) = w.items_of("XBZRLE" if kind == "xbzrle" else "COMPRESS_PAGE")
+    with pytest.raises(IntegrityError, match="--partial") as caught:
+        run(path, output=image)
+    assert caught.value.offset == item.offset
+    assert files_in(tmp_path) == {"s"}
+    report, code = run(path, output=image, partial=True)
+    assert code == caught.value.exit_code
+    assert [(a.offset, a.code) for a in report.anomalies] == [(item.offset, "integrity")]
+    got = image.read_bytes()
+    assert got[:PAGE] == b"\1" * PAGE
+    assert got[PAGE : 2 * PAGE] == (b"\2ab" + b"\2" * 4093 if kind == "xbzrle" else bytes(PAGE))
+    assert got[2 * PAGE :] == b"\3" * PAGE + bytes(PAGE)
+
+
+@pytest.mark.parametrize("pages", [1, 300])
+def test_a_difference_to_nothing(pages: int, tmp_path: Path) -> None:
+    """QEMU's loader changes whatever is there: zeros, in a fresh destination."""
+    w = StreamWriter()
+    w.header()
+    w.configuration("pc-q35-9.0")
+    w.ram_start([RamBlock("mem", (pages + 1) * PAGE)])
+    with w.ram_part():
+        w.zero("mem", pages * PAGE)
+        for page in range(pages):
+            w.xbzrle("mem", page * PAGE, b"\5\2ab")
+    with w.ram_end():
+        pass
+    w.device(rtc((pages + 1) * PAGE, 0))
+    w.eof()
+    w.vmdescription()
+    path = write(tmp_path / "s", w)
+    report, code = run(path, output=tmp_path / "image")
+    assert code == 1
+    assert (tmp_path / "image").read_bytes() == w.blocks["mem"]
+    first = w.items_of("XBZRLE")[0].offset
+    assert [(a.offset, a.code, a.severity) for a in report.anomalies] == [
+        (first, "xbzrle-base", "warning")
+    ]
+    assert f"{pages} XBZRLE records" in report.anomalies[0].message
