@@ -14,6 +14,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
+from itertools import pairwise
 
 import numpy as np
 from numpy.typing import NDArray
@@ -51,6 +52,10 @@ _PAGE_KINDS = int(PAGE_KINDS)
 _read_word = struct_of(grammar.RAM_WORD).unpack_from
 _XBZRLE_HEAD = struct_of(grammar.XBZRLE_HEAD)
 _COMPRESS_HEAD = struct_of(grammar.COMPRESS_PAGE_HEAD)
+_SIZED = {
+    _XBZRLE: struct_of(grammar.XBZRLE_RECORD_HEAD),
+    _COMPRESS_PAGE: struct_of(grammar.COMPRESS_PAGE_RECORD_HEAD),
+}
 
 
 class BadRecord(Exception):
@@ -127,6 +132,7 @@ def scan_records(
                 pos = _fast_runs(
                     walk, view, pos, pattern, stride_page, page_size, modifiers, state.current
                 )
+                pos = _sized_records(walk, view, pos, page_size, modifiers, state.current)
             if walk.total >= MAX_BATCH_RECORDS:
                 break
             size = _one_record(walk, state, view, base, pos)
@@ -257,6 +263,48 @@ def more_heads(
         chunk = min(chunk * 2, 1 << 15)
 
 
+# The longest payload of a kind. QEMU v8.2.7 migration/ram-compress.c
+# decompress_data_with_multi_threads() takes at most compressBound(page); v10.1.0 migration/ram.c
+# load_xbzrle() at most a page.
+def _longest(kind: int, page_size: int) -> int:
+    return page_size + (0 if kind == _XBZRLE else page_size // 512 + 64)
+
+
+# Append nameless records of one kind that state their size from `pos` on; return the position
+# behind them. One by one, since each tells where the next is; what breaks a rule is left.
+def _sized_records(
+    walk: Walk, view: memoryview, pos: int, page_size: int, modifiers: int, block: int
+) -> int:
+    stop, mask = len(view), page_size - 1
+    if pos + RAM_WORD_SIZE > stop:
+        return pos
+    flags = _read_word(view, pos)[0] & mask
+    kind = flags & _PAGE_KINDS
+    shape = _SIZED.get(kind)
+    if shape is None or flags != kind | modifiers:
+        return pos
+    size, unpack, most = shape.size, shape.unpack_from, _longest(kind, page_size)
+    starts: list[int] = []
+    limit = MAX_BATCH_RECORDS - walk.total
+    while pos + size <= stop and len(starts) < limit:
+        head, *_, length = unpack(view, pos)
+        end = pos + size + length
+        if head & mask != flags or not 0 < length <= most or end > stop:
+            break
+        starts.append(pos)
+        pos = end
+    sizes = [b - a for a, b in pairwise([*starts, pos])]
+    count = len(starts)
+    walk.start += starts
+    walk.stride += sizes
+    walk.payload += [s - RAM_WORD_SIZE for s in sizes]
+    walk.count += [1] * count
+    walk.flags += [flags] * count
+    walk.block += [block] * count
+    walk.total += count
+    return pos
+
+
 # Append the one record at `pos` and return its size; 0 where a word that is no page record
 # stands, minus the bytes it takes where it is not wholly inside the window.
 def _one_record(walk: Walk, state: RAMState, view: memoryview, base: int, pos: int) -> int:
@@ -314,9 +362,7 @@ def _one_record(walk: Walk, state: RAMState, view: memoryview, base: int, pos: i
             return -(size + shape.size)
         *_, length = shape.unpack_from(view, pos + size)
         payload = shape.size + length
-        # QEMU v8.2.7 migration/ram-compress.c decompress_data_with_multi_threads() takes at
-        # most compressBound(page); v10.1.0 migration/ram.c load_xbzrle() at most a page.
-        most = state.page_size + (0 if kind == _XBZRLE else state.page_size // 512 + 64)
+        most = _longest(kind, state.page_size)
         if not 0 < length <= most:
             raise BadRecord(
                 FormatError(

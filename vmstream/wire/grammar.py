@@ -119,6 +119,7 @@ def page_record(page_size: int) -> Struct:
 
 # QEMU v10.1.0 migration/ram.c save_xbzrle_page().
 XBZRLE_HEAD = Struct("encoding" / Int8ub, "length" / Int16ub)
+XBZRLE_RECORD_HEAD = Struct("head" / Int64ub, *XBZRLE_HEAD.subcons)
 XBZRLE_PAYLOAD = Struct(
     "encoding" / Int8ub,
     "length" / Rebuild(Int16ub, lambda c: len(c.data)),
@@ -127,4 +128,5 @@ XBZRLE_PAYLOAD = Struct(
 
 # QEMU v8.2.7 migration/qemu-file.c qemu_put_compression_data().
 COMPRESS_PAGE_HEAD = Struct("length" / Int32ub)
+COMPRESS_PAGE_RECORD_HEAD = Struct("head" / Int64ub, *COMPRESS_PAGE_HEAD.subcons)
 COMPRESS_PAGE_PAYLOAD = Prefixed(Int32ub, GreedyBytes)
