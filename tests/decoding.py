@@ -20,7 +20,7 @@ import numpy as np
 
 from vmstream.errors import StreamError
 from vmstream.stream.decoder import NEED_DATA, Decoder
-from vmstream.stream.events import Anomaly, Event, PageBatch, Payload
+from vmstream.stream.events import Anomaly, Event, MappedPages, PageBatch, Payload
 from vmstream.transport.source import Source, Window
 
 POISON = 0xA5
@@ -103,7 +103,7 @@ class Decoded:
 
 def owned(event: Event) -> Event:
     """The event with a copy of the bytes it borrows."""
-    if isinstance(event, PageBatch):
+    if isinstance(event, (PageBatch, MappedPages)):
         return event.detach()
     if isinstance(event, Payload):
         return dataclasses.replace(event, data=memoryview(bytes(event.data)))
@@ -139,7 +139,7 @@ def decode(
             kept = owned(event)  # type: ignore[arg-type]
             if isinstance(kept, PageBatch):
                 assert kept.window == data[kept.offset : kept.end]
-            elif isinstance(kept, Payload):
+            elif isinstance(kept, Payload) or (isinstance(kept, MappedPages) and len(kept.data)):
                 assert kept.data == data[kept.offset : kept.end]
             found.events.append(kept)
             if restless:

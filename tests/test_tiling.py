@@ -15,7 +15,7 @@ from vmstream.stream.events import Anomaly, Gap, PageBatch
 
 # Whatever else is in a fixture, these can be read to the end without a fault.
 NOT_WHOLE = {"interrupted-11.1-pc", "interrupted-pipe-11.1-pc", "interrupted-stopped-11.1-q35",
-             "mapped-10.0-pc"}  # fmt: skip
+             }  # fmt: skip
 NO_FRAMES = {"own-old-pc-2.1", "old-5.2-pc-i440fx-2.1"}
 
 

@@ -32,6 +32,8 @@ if TYPE_CHECKING:
         Event,
         FileHeader,
         Gap,
+        MappedBlock,
+        MappedPages,
         Padding,
         PageBatch,
         Payload,
@@ -51,15 +53,16 @@ _HOME = {
     "vmstream.ops.stream": ("Stream", "open"),
     "vmstream.stream.events": (
         "Anomaly", "Command", "Configuration", "EndOfStream", "Event", "FileHeader", "Gap",
-        "Padding", "PageBatch", "Payload", "RAMBlock", "RAMBlockList", "RAMControl",
-        "SectionFooter", "SectionStart", "VMDescription",
+        "MappedBlock", "MappedPages", "Padding", "PageBatch", "Payload", "RAMBlock",
+        "RAMBlockList", "RAMControl", "SectionFooter", "SectionStart", "VMDescription",
     ),
 }  # fmt: skip
 _MODULE_OF = {name: module for module, names in _HOME.items() for name in names}
 
 __all__ = [
     "Anomaly", "Command", "Configuration", "EncodeError", "EndOfStream", "Event", "FileHeader",
-    "FormatError", "Gap", "IntegrityError", "LimitError", "OutputError", "Padding", "PageBatch",
+    "FormatError", "Gap", "IntegrityError", "LimitError", "MappedBlock", "MappedPages",
+    "OutputError", "Padding", "PageBatch",
     "Payload", "RAMBlock", "RAMBlockList", "RAMControl", "SectionFooter", "SectionStart",
     "Stream", "StreamError", "TruncatedError", "UnsupportedError", "VMDescription",
     "VmstreamError", "__version__", "open",

@@ -131,6 +131,15 @@ def no_pages() -> bytes:
     return bytes(w)
 
 
+def hook() -> bytes:
+    w = StreamWriter()
+    w.header()
+    w.ram_start([RamBlock("mem", 4 * PAGE)])
+    with w.ram_part():
+        w.hook()
+    return bytes(w)
+
+
 def huge_package() -> bytes:
     w = simple_stream()
     start = w.items_of("START")[0].offset
@@ -150,9 +159,17 @@ INPUTS: dict[str, tuple[int, Callable[[], bytes]]] = {
     "zeros": (3, lambda: bytes(100_000)),
     "magic alone": (3, lambda: b"QEVM"),
     "old version": (3, lambda: b"QEVM\0\0\0\2" + bytes(100)),
-    "mapped-ram": (4, lambda: open_fixture("mapped-10.0-pc")),
+    "RDMA": (4, hook),
     "limit": (5, huge_package),
 }
+
+
+@pytest.mark.parametrize("command", ["inspect", "records"])
+def test_mapped_ram_in_a_pipe(command: str) -> None:
+    run = vmstream(command, "-", stdin=open_fixture("mapped-10.0-pc"))
+    assert run.status == 4
+    assert "a pipe" in run.err
+    assert "save it to a file" in run.err
 
 
 @pytest.mark.parametrize("how", ["file", "pipe", "redirected"])

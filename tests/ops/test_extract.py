@@ -56,7 +56,6 @@ FOUR_GIB = 4 * GIB
 
 # What this version refuses, with the block that is in the way.
 REFUSED = {
-    "mapped-10.0-pc": "mem",
     "multifd-7.2-pc.ch0": "mem",
     "multifd-11.1-pc.ch0": "mem",
     "postcopy-11.1-pc.ch0": "pc.ram",

@@ -681,12 +681,6 @@ def test_hook() -> None:
     assert "RDMA" in found.errors[0].what
 
 
-def test_mapped_ram() -> None:
-    w = begun(capabilities=["mapped-ram"])
-    w.ram_start([RamBlock("pc.ram", PAGE)])
-    fault(w, UnsupportedError, w.items_of("BLOCKS")[0].offset)
-
-
 def test_ignore_shared() -> None:
     w = begun(capabilities=["x-ignore-shared"])
     w.ram_start([RamBlock("mem", 16 * PAGE, gpa=0), RamBlock("pc.bios", PAGE, gpa=0xFFFC0000)])

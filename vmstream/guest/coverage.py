@@ -14,7 +14,7 @@ from typing import Final
 import numpy as np
 from numpy.typing import NDArray
 
-from vmstream.stream.events import PageBatch, PageColumns, RAMBlock, Run
+from vmstream.stream.events import MappedPages, PageBatch, PageColumns, RAMBlock, Run
 from vmstream.wire.constants import RAMSaveFlag
 
 # Words for the kinds of page record, in the order of the columns of `BlockCoverage.records`.
@@ -240,6 +240,18 @@ class RAMCoverage:
                 self.first_baseless = int(batch.record_offset[np.argmax(baseless)])
             self.baseless += int(np.count_nonzero(baseless))
         self._look_for_damage(key, batch.record_offset)
+
+    def add_mapped(self, event: MappedPages) -> None:
+        """Count a stretch of a mapped-ram page area: pages that are not there are zero."""
+        if not self.passes:
+            self._begin_pass(event.offset)
+        first, count = event.block_offset >> self._shift, len(event.present)
+        normal = int(np.count_nonzero(event.present))
+        for counted in (self.blocks[event.block], self.passes[-1]):
+            counted.records[_COLUMN[RAMSaveFlag.PAGE]] += normal
+            counted.records[_ZERO] += count - normal
+            counted.wire_bytes += normal * event.page_size
+        self.blocks[event.block].sent.add_range(first, first + count)
 
     # The usual batch of a first pass: neighbouring pages of one block, none of them seen before,
     # behind those before. It needs none of the care below; false if this is not such a batch.

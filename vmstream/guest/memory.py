@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from vmstream.errors import IntegrityError, quoted
 from vmstream.guest.coverage import PageBitmap
 from vmstream.guest.xbzrle import apply_deltas
-from vmstream.stream.events import PageBatch, RAMBlock
+from vmstream.stream.events import MappedPages, PageBatch, RAMBlock
 from vmstream.wire import grammar
 from vmstream.wire.constants import ENCODING_FLAG_XBZRLE, RAMSaveFlag
 from vmstream.wire.layout import page_stride, struct_of
@@ -114,6 +114,22 @@ class RAMImage:
             return
         for index in np.unique(block).tolist():
             self._add(batch, index, np.flatnonzero(block == index))
+
+    def add_mapped(self, event: MappedPages) -> None:
+        """Write a stretch of a mapped-ram page area, run by run from where it is."""
+        for first, count, present in event.runs() if len(event.data) else ():
+            if not present:
+                continue
+            begin, length = event.block_offset + first * event.page_size, count * event.page_size
+            at = first * event.page_size
+            for place in self._places[event.block]:
+                low = max(begin, place.block_offset)
+                high = min(begin + length, place.block_offset + place.length)
+                if low < high:
+                    place.sink.write(
+                        place.sink_offset + low - place.block_offset,
+                        event.data[at + low - begin : at + high - begin],
+                    )
 
     # Write the records of one block; `rows` are their places in the batch.
     def _add(self, batch: PageBatch, block: int, rows: _Numbers) -> None:

@@ -35,6 +35,7 @@ from vmstream.stream.decoder import Decoder
 from vmstream.stream.events import (
     Command,
     Event,
+    MappedPages,
     PageBatch,
     Payload,
     RAMBlock,
@@ -151,6 +152,9 @@ class _Writer:
         if isinstance(event, PageBatch):
             image = self._image or self.open(event.blocks, event.page_size)
             image.add(event)
+        elif isinstance(event, MappedPages):
+            image = self._image or self.open(self._summary.blocks, event.page_size)
+            image.add_mapped(event)
         elif isinstance(event, RAMBlockList):
             self._check(event.blocks)
         elif isinstance(event, Command) and event.cmd == MigCmd.POSTCOPY_RAM_DISCARD:

@@ -22,6 +22,8 @@ from vmstream.stream.events import (
     Event,
     FileHeader,
     Gap,
+    MappedBlock,
+    MappedPages,
     PageBatch,
     Payload,
     RAMBlock,
@@ -117,6 +119,14 @@ class Summary:
                 self.coverage = RAMCoverage(self.blocks, event.page_size)
             self.coverage.add(event)
             self._body(event)
+        elif isinstance(event, MappedPages):
+            if self.coverage is None:
+                self.coverage = RAMCoverage(self.blocks, event.page_size)
+            self.coverage.add_mapped(event)
+            self._body(event)
+        elif isinstance(event, MappedBlock):
+            self.features["mapped-ram"] = None
+            self._body(event)
         elif isinstance(event, SectionStart):
             self._section(event)
         elif isinstance(event, (RAMControl, Payload, Gap)):
@@ -165,7 +175,10 @@ class Summary:
             self._current.parts += 1
             self._current.ended = event.section_type == _END
 
-    def _body(self, event: PageBatch | RAMControl | RAMBlockList | Payload | Gap) -> None:
+    def _body(
+        self,
+        event: PageBatch | MappedBlock | MappedPages | RAMControl | RAMBlockList | Payload | Gap,
+    ) -> None:
         section = self._current
         if isinstance(event, RAMControl) and event.flags == RAMSaveFlag.MULTIFD_FLUSH:
             self.features["multifd"] = None

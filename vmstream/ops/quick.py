@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from vmstream.errors import StreamError, UnsupportedError
 from vmstream.ops.pipeline import events
 from vmstream.stream.decoder import Decoder
-from vmstream.stream.events import Anomaly, Event, Gap, SectionStart
+from vmstream.stream.events import Anomaly, Event, Gap, MappedPages, SectionStart
 from vmstream.stream.tail import FOOTER_SIZE, Tail, find_vmdescriptions, frame_tail, has_footer
 from vmstream.transport.source import Source
 from vmstream.wire import grammar
@@ -49,6 +49,8 @@ def quick_events(source: Source, decoder: Decoder) -> Iterator[Event]:
                 break
             if event.section_type == SectionType.QEMU_VM_SECTION_START:
                 live[event.section_id] = None
+        if isinstance(event, MappedPages):
+            break
         offset = event.end if not isinstance(event, Anomaly) else offset
         yield event
     else:

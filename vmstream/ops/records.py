@@ -16,6 +16,8 @@ from vmstream.stream.events import (
     Event,
     FileHeader,
     Gap,
+    MappedBlock,
+    MappedPages,
     Padding,
     PageBatch,
     Payload,
@@ -103,10 +105,15 @@ class Records:
         return not self._kinds or item.type in self._kinds or item.fields.get("kind") in self._kinds
 
     def _items(self) -> Iterator[RecordReport]:
+        blocks: tuple[RAMBlock, ...] = ()
         for event in self._events:
             self.findings.on(event)
+            if isinstance(event, RAMBlockList):
+                blocks = event.blocks
             if isinstance(event, PageBatch):
                 yield from _runs(event)
+            elif isinstance(event, MappedPages):
+                yield from _mapped_runs(event, blocks[event.block])
             else:
                 name, fields = _describe(event)
                 yield RecordReport(RECORDS_SCHEMA, name, event.offset, event.end, fields)
@@ -126,6 +133,27 @@ def _runs(batch: PageBatch) -> Iterator[RecordReport]:
                 "count": run.pages,
                 "page_size": batch.page_size,
                 "record_size": run.stride,
+            },
+        )
+
+
+# A page that is not in its place is zero, whatever stands there.
+def _mapped_runs(event: MappedPages, block: RAMBlock) -> Iterator[RecordReport]:
+    size = event.page_size
+    for first, count, present in event.runs():
+        begin = event.offset + first * size
+        yield RecordReport(
+            RECORDS_SCHEMA,
+            "pages",
+            begin,
+            begin + count * size,
+            {
+                "kind": "normal" if present else "unset",
+                **_name("block", block.idstr),
+                "block_offset": event.block_offset + first * size,
+                "count": count,
+                "page_size": size,
+                "record_size": size,
             },
         )
 
@@ -194,6 +222,12 @@ def _describe(event: Event) -> tuple[str, dict[str, Any]]:
                 "total": event.total,
                 "blocks": [_block(b) for b in event.blocks],
             }
+        case MappedBlock():
+            return "mapped-block", {
+                "block_index": event.block,
+                "page_size": event.page_size,
+                "bitmap_offset": event.bitmap_offset,
+            }
         case RAMControl():
             return "ram-control", {"flag": event.flags.name}
         case Payload():
@@ -229,5 +263,5 @@ def _describe(event: Event) -> tuple[str, dict[str, Any]]:
                 "code": event.code,
                 "message": event.message,
             }
-        case PageBatch():
+        case PageBatch() | MappedPages():
             raise TypeError("a page batch is many records")

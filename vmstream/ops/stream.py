@@ -14,6 +14,7 @@ from vmstream.stream.decoder import Decoder
 from vmstream.stream.events import (
     Configuration,
     Event,
+    MappedPages,
     PageBatch,
     Payload,
     RAMBlock,
@@ -96,7 +97,7 @@ class Stream:
                 self.machine = readable(event.name)
             elif isinstance(event, RAMBlockList):
                 self.blocks = event.blocks
-            elif isinstance(event, PageBatch) or (
+            elif isinstance(event, (PageBatch, MappedPages)) or (
                 isinstance(event, RAMControl)
                 and event.flags == RAMSaveFlag.EOS
                 and self.page_size is not None

@@ -107,6 +107,7 @@ def _page_size_words(report: InspectReport) -> str:
         "argument": "as asked for",
         "target-page-bits": "stated by the configuration section",
         "probe": "found from where the page records stand",
+        "mapped-ram": "stated by the mapped-ram headers",
         "vmdescription": "stated by the vmdescription",
         "default": "assumed, no page record tells",
     }.get(report.page_size_source or "", "no page record was read")

@@ -74,6 +74,24 @@ class Cursor:
         if left < size:
             raise self.ends(context, f"{size - left} bytes more")
 
+    def peek(self, offset: int, size: int) -> Generator[NeedData, None, bytes]:
+        """Return up to `size` bytes from an offset further on, fewer where the input ends.
+
+        The input must be one that windows can be had of in any order.
+        """
+        here = self.offset
+        self._forget()
+        self.offset = self.base = offset
+        yield from self.want(size)
+        data = bytes(self.rest()[:size])
+        self.offset = here
+        self._forget()
+        return data
+
+    # The window may be somewhere else.
+    def _forget(self) -> None:
+        self.view, self.base, self.at_end = memoryview(b""), self.offset, False
+
     def take(self, size: int) -> tuple[int, int]:
         """Move behind the next `size` bytes; return their range, for an event."""
         begin = self.offset

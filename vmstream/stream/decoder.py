@@ -77,15 +77,18 @@ class Decoder:
         page_size: Target page size in bytes, if the caller knows better than the stream.
         strict: Raise the first StreamError. Otherwise a fault becomes an `Anomaly` with the
             error, a `Gap` over what could not be read, and decoding goes on behind it.
+        origin: Offset of the stream in the file, if mapped-ram offsets are of a longer file.
 
     Attributes:
         footers: Whether sections have footers; `None` until the first section told.
     """
 
-    def __init__(self, page_size: int | None = None, *, strict: bool = False) -> None:
+    def __init__(
+        self, page_size: int | None = None, *, strict: bool = False, origin: int = 0
+    ) -> None:
         self.footers: bool | None = None
         self._in = Cursor()
-        self._ram = RAMReader(self._in, page_size, strict=strict)
+        self._ram = RAMReader(self._in, page_size, strict=strict, origin=origin)
         self._strict = strict
         self._live: dict[int, parse.SectionHead] = {}
         self._settled = False  # a PART or END was seen: the set-up phase is over

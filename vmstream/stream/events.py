@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
 from functools import cached_property
+from itertools import pairwise
 from typing import NamedTuple
 
 import numpy as np
@@ -290,6 +291,55 @@ def _ramps(ramps: Iterable[tuple[int, int, int]]) -> NDArray[np.uint64]:
 
 
 @dataclass(frozen=True, slots=True)
+class MappedBlock:
+    """A block of a mapped-ram list: its entry, its bitmap, and what lies before its pages.
+
+    Attributes:
+        block: Index in the block list.
+        page_size: Target page size, bytes.
+        bitmap_offset: Absolute offset of the bitmap.
+    """
+
+    offset: int
+    end: int
+    block: int
+    page_size: int
+    bitmap_offset: int
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class MappedPages:
+    """A stretch of the page area of a mapped-ram block.
+
+    Attributes:
+        block: Index in the block list.
+        block_offset: Of its first page, bytes from the block's start.
+        page_size: Target page size, bytes.
+        present: bool (n,), whether each page is in the area. One that is not is zero, whatever
+            stands in its place: QEMU does not clear what it wrote there before.
+        data: The area, borrowed until the next event is asked for; empty if no page is present.
+    """
+
+    offset: int
+    end: int
+    block: int
+    block_offset: int
+    page_size: int
+    present: NDArray[np.bool_]
+    data: memoryview = field(repr=False)
+
+    def runs(self) -> list[tuple[int, int, bool]]:
+        """Runs of pages as (first, count, whether they are present), first from 0 on."""
+        cuts = np.flatnonzero(self.present[1:] != self.present[:-1]) + 1
+        edges = [0, *cuts.tolist(), len(self.present)]
+        return [(a, b - a, bool(self.present[a])) for a, b in pairwise(edges)]
+
+    def detach(self) -> MappedPages:
+        """Return the same stretch over an owned copy of its bytes."""
+        return replace(self, data=memoryview(bytes(self.data)))
+
+
+@dataclass(frozen=True, slots=True)
 class RAMControl:
     """A RAM word that is no page record: EOS or MULTIFD_FLUSH."""
 
@@ -411,6 +461,8 @@ Event = (
     | SectionStart
     | RAMBlockList
     | PageBatch
+    | MappedBlock
+    | MappedPages
     | RAMControl
     | Payload
     | SectionFooter

@@ -20,6 +20,7 @@ from vmstream.stream.events import (
     VMDescription,
     fault,
 )
+from vmstream.stream.mapped import mapped_blocks, mapped_pages
 from vmstream.stream.probe import next_record, probe_page_size
 from vmstream.stream.scanner import BadRecord, RAMState, scan_records
 from vmstream.stream.tail import describe
@@ -51,6 +52,7 @@ class RAMReader:
         cursor: Where decoding stands. Moved.
         page_size: Target page size in bytes, if the caller knows it.
         strict: Raise the first fault.
+        origin: Offset of the stream's first byte in the file that mapped-ram offsets are of.
 
     Attributes:
         capabilities: Of the configuration section; they say how the block list reads.
@@ -58,7 +60,9 @@ class RAMReader:
         page_size_source: Who decided.
     """
 
-    def __init__(self, cursor: Cursor, page_size: int | None, *, strict: bool) -> None:
+    def __init__(
+        self, cursor: Cursor, page_size: int | None, *, strict: bool, origin: int = 0
+    ) -> None:
         self.capabilities: tuple[bytes, ...] = ()
         self.page_size = page_size
         self.page_size_source: str | None = "argument" if page_size else None
@@ -67,6 +71,8 @@ class RAMReader:
         self._assumed = False  # RAM was read with the default page size, nothing told it
         self._probed = 0  # up to here the page size was looked for
         self._state: RAMState | None = None
+        self._origin = origin
+        self._mapped = False
 
     def decide_page_size(self, size: int, source: str) -> None:
         """Take a page size, unless it is decided."""
@@ -117,6 +123,12 @@ class RAMReader:
             raise FormatError(self._in.offset, "RAM without a block list", context=context)
         ram.context = context
         while True:
+            if self._mapped:
+                # Only words without pages. QEMU v10.1.0 migration/ram.c parse_ramblocks().
+                yield from self._in.have(RAM_WORD_SIZE, context)
+                if (yield from self._control(context, self._in.place)):
+                    return
+                continue
             yield from self._in.want(RAM_WORD_SIZE)
             undecided = self.page_size is None and self._in.left() >= RAM_WORD_SIZE
             if undecided and self._in.offset >= self._probed:
@@ -188,9 +200,8 @@ class RAMReader:
             blocks: tuple[RAMBlock, ...] = (RAMBlock(b"ram", total),)
             used = 0
         elif CAP_MAPPED_RAM in self.capabilities:
-            raise UnsupportedError(
-                self._in.offset, "mapped-ram: pages stand at fixed places", context=context
-            )
+            yield from self._mapped_ram(total, context)
+            return
         else:
             entries, used = yield from self._entries(total, context)
             blocks = tuple(
@@ -205,6 +216,25 @@ class RAMReader:
             )
         self._state = RAMState(blocks, flat=head.version_id == 3, context=context)
         yield RAMBlockList(*self._in.take(RAM_WORD_SIZE + used), total, blocks)
+
+    def _mapped_ram(self, total: int, context: str) -> Steps:
+        shared = CAP_IGNORE_SHARED in self.capabilities
+        entries, error = yield from mapped_blocks(
+            self._in, total, context, ignore_shared=shared, origin=self._origin
+        )
+        if error is not None and (self._strict or not entries):
+            raise error
+        found = (e.entry.block for e in entries)
+        blocks = tuple(RAMBlock(b.idstr, b.used_length, None, b.gpa) for b in found)
+        self._state = RAMState(blocks, context=context)
+        self._mapped = True
+        for size in {e.entry.page_size for e in entries}:
+            self.decide_page_size(size, "mapped-ram")
+        yield RAMBlockList(*self._in.take(RAM_WORD_SIZE), total, blocks)
+        for index, entry in enumerate(entries):
+            yield from mapped_pages(self._in, index, entry, context)
+        if error is not None:
+            raise error
 
     def _entries(
         self, total: int, context: str

@@ -25,6 +25,8 @@ from typing import Protocol
 import numpy as np
 from numpy.typing import NDArray
 
+from vmstream.errors import UnsupportedError
+
 # Of a mapped file, where pages are touched on a thread, and twice that where they are not.
 MAPPED_WINDOW = 32 << 20
 READ_WINDOW = 8 << 20
@@ -267,7 +269,11 @@ class PipeSource:
         """Keep what is left from `offset` on and fill the buffer behind it."""
         kept = self._filled - (offset - self._base)
         if kept < 0:
-            raise ValueError("a pipe cannot go forward without reading")
+            raise UnsupportedError(
+                offset,
+                "this stream takes an input to seek in, and this is a pipe",
+                advice="save it to a file first",
+            )
         held = self._buffer[self._filled - kept : self._filled]
         if need > len(self._buffer):
             self._buffer = memoryview(bytearray(max(need, 2 * len(self._buffer))))

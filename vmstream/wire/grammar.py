@@ -106,6 +106,15 @@ RAM_BLOCK = Struct(
     "ignored" / If(this._params.ignored, Int8ub),
 )
 
+# QEMU v10.1.0 migration/ram.c MappedRamHeader, mapped_ram_setup_ramblock(): packed, behind the
+# entry of each block. The offsets are those in the file.
+MAPPED_RAM_HEADER = Struct(
+    "version" / Int32ub,
+    "page_size" / Int64ub,
+    "bitmap_offset" / Int64ub,
+    "pages_offset" / Int64ub,
+)
+
 # QEMU v10.1.0 migration/ram.c save_zero_page(), save_normal_page(). CONTINUE form: the named
 # form has COUNTED_STRING between head and payload.
 ZERO_RECORD = Struct("head" / Int64ub, "fill" / Int8ub)

@@ -199,6 +199,56 @@ def command_fields(cmd: int, data: bytes) -> dict[str, int]:
     return {k: v for k, v in found.items() if not k.startswith("_")}
 
 
+# Name, length, address, and the header.
+LONGEST_MAPPED_ENTRY = 256 + 8 + 8 + grammar.MAPPED_RAM_HEADER.sizeof()
+
+
+@dataclass(frozen=True, slots=True)
+class MappedEntry:
+    """Entry of a block in a mapped-ram list; offsets in the file."""
+
+    block: BlockEntry
+    page_size: int
+    bitmap_offset: int
+    pages_offset: int
+
+
+def mapped_ram_block(data: Buffer, offset: int, *, ignore_shared: bool) -> tuple[MappedEntry, int]:
+    """Parse the entry of a block in a mapped-ram list; return it and its size.
+
+    Args:
+        data: Bytes from the entry on.
+        offset: Their absolute offset.
+        ignore_shared: The capability x-ignore-shared was on: entries have an address.
+
+    Raises:
+        Short: The entry goes on behind `data`.
+        FormatError: A version that is not known.
+    """
+    context = "mapped-ram block"
+    found, used = _run(
+        grammar.RAM_BLOCK,
+        data,
+        offset,
+        context,
+        host_page_size=False,
+        gpa=ignore_shared,
+        ignored=False,
+    )
+    header, size = _run(grammar.MAPPED_RAM_HEADER, data[used:], offset + used, context)
+    # QEMU v10.1.0 migration/ram.c mapped_ram_read_header() takes any up to its own, 1.
+    if header.version > 1:
+        raise FormatError(
+            offset + used,
+            f"mapped-ram header of version {header.version}",
+            context=context,
+            expected="1",
+        )
+    block = BlockEntry(found.idstr, found.used_length, None, found.gpa, None)
+    entry = MappedEntry(block, header.page_size, header.bitmap_offset, header.pages_offset)
+    return entry, used + size
+
+
 def ram_block_list(
     data: Buffer, offset: int, total: int, *, ignore_shared: bool
 ) -> tuple[tuple[BlockEntry, ...], int]:
