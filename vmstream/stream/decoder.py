@@ -80,13 +80,14 @@ class Decoder:
 
     Attributes:
         footers: Whether sections have footers; `None` until the first section told.
+        strict: As given.
     """
 
     def __init__(self, page_size: int | None = None, *, strict: bool = False) -> None:
         self.footers: bool | None = None
         self._in = Cursor()
         self._ram = RAMReader(self._in, page_size, strict=strict)
-        self._strict = strict
+        self.strict = strict
         self._live: dict[int, parse.SectionHead] = {}
         self._settled = False  # a PART or END was seen: the set-up phase is over
         self._over = False  # the input ended inside a package
@@ -139,7 +140,7 @@ class Decoder:
             yield from self._head()
             yield from self._items()
         except StreamError as error:
-            if self._strict:
+            if self.strict:
                 raise
             yield fault(error)
         self._ram.assume_page_size()
@@ -299,7 +300,7 @@ class Decoder:
             else:
                 yield from self._foreign_body(head)
         except (FormatError, IntegrityError) as error:
-            if self._strict or not self.footers:
+            if self.strict or not self.footers:
                 raise
             yield fault(error)
             yield from self._to_footer(head, "not readable, up to the next footer")
@@ -422,7 +423,7 @@ class Decoder:
             self._in.offset,
             self.footers,
             packaged=packaged,
-            strict=self._strict,
+            strict=self.strict,
             at_end=at_end,
             zeros=zeros,
         )

@@ -82,6 +82,10 @@ class Source(Protocol):
 
         The view starts at `offset` or before and reaches at least `need` bytes behind it, or
         to the end of the input. It is valid until the next call.
+
+        Raises:
+            StreamError: Once, where what holds the stream is cut or damaged and bytes behind that
+                are asked for. Asked again, the window has what there is, as the end of the input.
         """
         ...
 
