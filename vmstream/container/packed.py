@@ -149,10 +149,10 @@ class UnpackedSource:
         self.identity = source.identity
         self._inner = source
         # Offsets in messages are those in the layer with the header.
-        start = 0
         if isinstance(source, ShiftedSource):
-            source, start = source.inner, source.start
-        self._input = PackedInput(source, kind, start)
+            self._input = PackedInput(source.inner, kind, source.start)
+        else:
+            self._input = PackedInput(source, kind)
         self._stream = _Unpacked(_members(self._input, codec, more, container))
         self._pipe = PipeSource(self._stream, self.name)
         self._told = False
