@@ -23,6 +23,8 @@ from vmstream.errors import FormatError, IntegrityError, LimitError, Unsupported
 MAX_MEMORY = 256 << 20
 MAX_ZSTD_WINDOW = 128 << 20
 
+_FIRST_SLICE = 2 << 10
+
 # RFC 8878 section 3.1.1: a block has 3 bytes of head and at most 128 KiB, unpacked too.
 _ZSTD_BLOCK = 128 << 10
 _ZSTD_BLOCKS = MOST // _ZSTD_BLOCK
@@ -58,12 +60,14 @@ class _Engine(Protocol):
     def decompress(self, data: Any, max_length: int = ...) -> bytes: ...
 
 
-# One member, by a decompressor with the interface of the standard library's.
+# One member, by a decompressor with the interface of the standard library's. It copies what it is
+# given behind the end of the member, so it is given little until the member is known to be long.
 def _member(
     data: PackedInput, engine: _Engine, errors: tuple[type[Exception], ...]
 ) -> Iterator[bytes]:
+    given = _FIRST_SLICE
     while not engine.eof:
-        view = data.some() if engine.needs_input else memoryview(b"")
+        view = data.some()[:given] if engine.needs_input else memoryview(b"")
         if engine.needs_input and not view:
             raise data.ends()
         try:
@@ -71,6 +75,7 @@ def _member(
         except errors as error:
             raise data.damaged(*_words(error)) from error
         data.offset += len(view)
+        given *= 2
         if out:
             yield out
     data.offset -= len(engine.unused_data or b"")
@@ -147,9 +152,9 @@ def zstd(data: PackedInput) -> Iterator[bytes]:
         used = zstandard.frame_header_size(head)
         frame = zstandard.get_frame_parameters(head)
     except zstandard.ZstdError as error:
-        if len(head) < _ZSTD_HEAD:
+        if "not enough" in str(error) or "Src size" in str(error):
             raise data.ends() from error
-        raise data.damaged("no frame header") from error
+        raise data.damaged(*_words(error)) from error
     if frame.window_size > MAX_ZSTD_WINDOW:
         raise data.damaged(
             f"a window of {frame.window_size} bytes, over {MAX_ZSTD_WINDOW >> 20} MiB", LimitError

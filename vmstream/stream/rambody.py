@@ -189,7 +189,10 @@ class RAMReader:
             used = 0
         elif CAP_MAPPED_RAM in self.capabilities:
             raise UnsupportedError(
-                self._in.offset, "mapped-ram: pages stand at fixed places", context=context
+                self._in.offset,
+                "mapped-ram: pages stand at fixed places",
+                context=context,
+                advice="this version does not read them yet",
             )
         else:
             entries, used = yield from self._entries(total, context)
