@@ -48,6 +48,9 @@ LIBRARIES = {
     "construct": ("wire/",),
     "click": ("cli/",),
     "rich": ("report/render.py", "cli/"),
+    "zstandard": ("container/",),
+    "lz4": ("container/",),
+    "lzallright": ("container/",),
     "numpy": ("guest/", "ops/", "report/", "stream/", "transport/", "wire/"),
 }
 

@@ -12,7 +12,7 @@ import zlib
 import pytest
 import zstandard
 
-from tests.containers import PACK
+from tests.containers import MISSING, PACK
 from tests.decoding import BytesSource, CutSource
 from vmstream.container import codecs
 from vmstream.container.codecs import MAX_ZSTD_WINDOW, optional_package
@@ -61,6 +61,11 @@ def unpack(
             return out, error, container
 
 
+def test_the_extras_are_installed() -> None:
+    if MISSING:
+        pytest.skip(f"no package for {', '.join(MISSING)}: pip install '.[dev]'")
+
+
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("content", [b"", b"x", MIXED, bytes(3 * MOST + 5), NOISE * 2000])
 def test_whole(kind: str, content: bytes) -> None:
@@ -82,7 +87,7 @@ def test_cut_anywhere(kind: str) -> None:
         assert MIXED.startswith(out)
 
 
-@pytest.mark.parametrize("kind", ["gzip", "bzip2", "xz", "zstd", "lz4", "lzop"])
+@pytest.mark.parametrize("kind", KINDS)
 def test_what_is_in_front_of_a_cut_is_there(kind: str) -> None:
     content = random.Random(2).randbytes(3 << 20)
     data = PACK[kind](content)
@@ -214,8 +219,9 @@ def test_a_bomb_comes_in_pieces() -> None:
         "gzip": PACK["gzip"](bytes(64 << 20)),
         "bzip2": bz2.compress(bytes(64 << 20)),
         "xz": lzma.compress(bytes(64 << 20)),
-        "lz4": PACK["lz4"](bytes(64 << 20)),
     }  # fmt: skip
+    if "lz4" in PACK:
+        bombs["lz4"] = PACK["lz4"](bytes(64 << 20))
     for kind, data in bombs.items():
         total = 0
         for piece in getattr(codecs, kind)(PackedInput(BytesSource(data), kind)):
@@ -244,5 +250,5 @@ def test_a_package_that_is_not_installed(monkeypatch: pytest.MonkeyPatch) -> Non
     monkeypatch.setitem(sys.modules, "lz4.frame", None)
     with pytest.raises(UnsupportedError, match=r"pip install 'vmstream\[lz4\]'"):
         optional_package("lz4.frame", "lz4", "lz4")
-    _, error, _ = unpack(PACK["lz4"](TEXT), "lz4")
+    _, error, _ = unpack(b"\x04\x22\x4d\x18" + bytes(100), "lz4")
     assert isinstance(error, UnsupportedError)

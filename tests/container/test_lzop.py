@@ -10,6 +10,8 @@ from tests.container.test_codecs import MIXED, NOISE, TEXT, unpack
 from tests.containers import LZOP_MAGIC, lzop
 from vmstream.errors import FormatError, IntegrityError, LimitError, UnsupportedError
 
+pytest.importorskip("lzallright")
+
 
 @pytest.mark.parametrize("flags", [0, 1, 2, 3, 0x100, 0x200, 0x303, 0x1001, 0x3000003])
 @pytest.mark.parametrize("version", [0x0900, 0x0940, 0x1040])

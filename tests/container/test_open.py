@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.containers import PACK, lzop, save_image
+from tests.containers import MISSING, PACK, save_image
 from tests.decoding import BytesSource
 from tests.ops.test_extract import pipe_of
 from tests.transport.test_source import standard_input
@@ -159,7 +159,7 @@ def test_a_missing_package_is_told_at_once(tmp_path: Path, monkeypatch: pytest.M
         raise UnsupportedError(0, f"{kind} data takes a package", advice=f"vmstream[{extra}]")
 
     monkeypatch.setattr(codecs, "optional_package", none)
-    (tmp_path / "x").write_bytes(lzop(STREAM))
+    (tmp_path / "x").write_bytes(b"\x89LZO\0\r\n\x1a\n" + bytes(100))
     with pytest.raises(UnsupportedError, match=r"vmstream\[lzo\]"):
         OpenStream(tmp_path / "x")
 
@@ -171,7 +171,7 @@ def test_no_file(tmp_path: Path) -> None:
 
 def test_kinds_are_told_apart() -> None:
     assert kind_of(memoryview(b"QEVM\0\0\0\3")) is None
-    assert set(seam._OPENERS) == {"libvirt", *PACK}
+    assert set(seam._OPENERS) == {"libvirt", *PACK, *MISSING}
 
 
 def test_windows_of_a_save_image_are_those_of_the_file() -> None:

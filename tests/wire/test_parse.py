@@ -399,6 +399,7 @@ def test_save_header_of_something_else() -> None:
 
 
 def test_lzop() -> None:
+    pytest.importorskip("lzallright")
     raw = lzop(bytes(1000), name=b"name")
     method, flags, _, size = parse.lzop_header(raw, 100)
     assert (method, flags, size) == (1, 0x3000001, 38 + 4)

@@ -15,7 +15,7 @@ _EPILOG = """\b
 Examples:
   vmstream xml guest.save > guest.xml
   vmstream xml --cookie guest.save
-  xz -dc guest.save.xz | vmstream xml -
+  cat guest.save | vmstream xml -
 """
 
 
