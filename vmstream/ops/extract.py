@@ -310,6 +310,9 @@ def extract(
     decoder = Decoder(options.page_size, strict=not options.partial)
     summary, evidence = Summary(), MapEvidence()
     with contextlib.ExitStack() as stack:
+        if digest is not None:
+            # Whoever closes the inner source does not wait for the thread.
+            stack.callback(digest.finish)
         writer = _Writer(options, stack, summary, peeked, source)
         try:
             run(source, decoder, [summary, evidence, writer], progress, container)

@@ -330,10 +330,14 @@ class DigestSource:
         self._wait()
         return self._digest.hexdigest() if self._done == self.size else None
 
-    def close(self) -> None:
-        """Close the inner source."""
+    def finish(self) -> None:
+        """Let go of the bytes of the last window, and end the thread."""
         self._wait()
         self._pool.shutdown()
+
+    def close(self) -> None:
+        """Close the inner source."""
+        self.finish()
         self.inner.close()
 
     def _wait(self) -> None:
