@@ -68,10 +68,12 @@ class Container:
     Attributes:
         layers: The layers.
         digest: The input itself with its SHA-256, if that was asked for and there are layers.
+        snapshot: Name or id of a snapshot that is asked for; the layer that has it sets `None`.
     """
 
     layers: list[Layer] = field(default_factory=list)
     digest: DigestSource | None = None
+    snapshot: str | None = None
     _noted: list[Finding] = field(default_factory=list)
 
     def note(self, finding: Finding) -> None:

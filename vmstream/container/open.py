@@ -56,7 +56,8 @@ def _open_packed(kind: str) -> Callable[[Source, Container], Source]:
 _EXTRAS = {"lz4": ("lz4.frame", "lz4", "lz4"), "lzop": ("lzallright", "lzop", "lzo")}
 
 # Kind: what its first bytes look like, and what takes it off. The opener adds its `Layer` and
-# returns the source of what is inside; one that needs to seek asks `source.seekable`.
+# returns the source of what is inside; one that needs to seek asks `source.seekable`, one that
+# holds several streams takes `container.snapshot`.
 _OPENERS: dict[str, tuple[re.Pattern[bytes], Callable[[Source, Container], Source]]] = {
     "libvirt": (re.compile(rb"LibvirtQ"), open_save_image),
     **{kind: (magic, _open_packed(kind)) for kind, magic in _PACKED.items()},
@@ -92,11 +93,11 @@ class OpenStream:
         digest: bool = False,
         image_only: bool = False,
     ) -> None:
-        self.container = Container()
+        self.container = Container(snapshot=snapshot)
         self.source = OpenSource(path).source
         try:
             self._take_off(digest=digest, image_only=image_only)
-            if snapshot is not None:
+            if self.container.snapshot is not None:
                 raise OutputError(f"{self.source.name}: nothing here has snapshots")
         except BaseException:
             self.close()
