@@ -34,6 +34,7 @@ class BytesSource:
 
     seekable = True
     identity: tuple[int, int] | None = None
+    origin = 0
 
     def __init__(self, data: bytes, name: str = "bytes") -> None:
         self.data = data

@@ -16,6 +16,7 @@ MODULES = sorted(PACKAGE.rglob("*.py"))
 # imported by all.
 MAY_IMPORT = {
     "cli": (
+        "vmstream.container",
         "vmstream.ops",
         "vmstream.transport",
         "vmstream.report",
@@ -23,6 +24,7 @@ MAY_IMPORT = {
         "vmstream.version",
     ),
     "ops": (
+        "vmstream.container",
         "vmstream.guest",
         "vmstream.stream",
         "vmstream.transport",
@@ -33,6 +35,7 @@ MAY_IMPORT = {
     ),
     "guest": ("vmstream.stream.events", "vmstream.wire"),
     "stream": ("vmstream.wire",),
+    "container": ("vmstream.transport", "vmstream.wire"),
     "transport": ("vmstream.guest",),
     "report": (),
     "wire": (),
@@ -45,6 +48,9 @@ LIBRARIES = {
     "construct": ("wire/",),
     "click": ("cli/",),
     "rich": ("report/render.py", "cli/"),
+    "zstandard": ("container/",),
+    "lz4": ("container/",),
+    "lzallright": ("container/",),
     "numpy": ("guest/", "ops/", "report/", "stream/", "transport/", "wire/"),
 }
 

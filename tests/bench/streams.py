@@ -26,7 +26,7 @@ _ZERO = np.dtype([("head", ">u8"), ("fill", "u1")])
 class Bytes:
     """A stream in memory as a source of one window."""
 
-    name, seekable, identity = "memory", True, None
+    name, seekable, identity, origin = "memory", True, None, 0
 
     def __init__(self, data: bytes) -> None:
         self.size: int | None = len(data)

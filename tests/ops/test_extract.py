@@ -123,7 +123,7 @@ def write(path: Path, w: StreamWriter | bytes) -> Path:
 def test_every_fixture_is_tested() -> None:
     named = {*COMPLETE, *REFUSED, *INTERRUPTED}
     assert named == set(fixture_names())
-    assert {p.name.split(".qevm")[0] for p in FIXTURES.glob("*.zst")} == named
+    assert {p.name.split(".qevm")[0] for p in FIXTURES.glob("*.qevm.zst")} == named
     assert sum("pmemsave" in load_manifest(name) for name in COMPLETE) >= 10
     for version in ("5.2", "7.2", "10.0", "11.1"):
         assert any(load_manifest(n)["qemu"].startswith(version) for n in COMPLETE)
@@ -182,6 +182,12 @@ def test_image(name: str, tmp_path: Path) -> None:
             found = range_sha256(image, taken["gpa"], taken["size"])
             assert found == taken["sha256"], hex(taken["gpa"])
 
+    if name.startswith("mapped"):
+        # Its list runs through the file.
+        with pytest.raises(UnsupportedError, match="a pipe"):
+            run_pipe(stream.read_bytes(), output=piped)
+        assert not piped.exists()
+        return
     again, piped_code = run_pipe(stream.read_bytes(), output=piped)
     assert piped_code == code
     assert same_sparse(image, piped)

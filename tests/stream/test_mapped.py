@@ -103,7 +103,8 @@ def image_of(data: bytes, *, source: object = None, origin: int = 0) -> list[byt
     sinks: list[Sink] = []
     image: RAMImage | None = None
     given = source or BytesSource(data)
-    for event in events(given, Decoder(strict=True, origin=origin)):  # type: ignore[arg-type]
+    given.origin = origin  # type: ignore[attr-defined]
+    for event in events(given, Decoder(strict=True)):  # type: ignore[arg-type]
         if isinstance(event, RAMBlockList):
             sinks = [Sink(b.used_length) for b in event.blocks]
             places = [

@@ -463,6 +463,20 @@ def test_digest_of_nothing(tmp_path: Path) -> None:
         assert source.hexdigest() == hashlib.sha256(b"").hexdigest()
 
 
+def test_digest_without_the_source(path: Path) -> None:
+    """Its thread ends, the sum stays, and the source inside is still open."""
+    inner = FileSource(os.open(path, os.O_RDONLY), "x")
+    source = DigestSource(inner)
+    offset = 0
+    while not (found := source.window(offset, 1))[2]:
+        offset = found[1] + len(found[0])
+    source.finish()
+    assert source.hexdigest() == hashlib.sha256(DATA).hexdigest()
+    source.finish()
+    assert len(inner.window(0, 1)[0])
+    inner.close()
+
+
 def test_digest_closes_what_is_in_it(path: Path) -> None:
     fd = os.open(path, os.O_RDONLY)
     source = DigestSource(FileSource(fd, "x"))

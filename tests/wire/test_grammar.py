@@ -150,6 +150,47 @@ VARIABLE = {
         {"encoding": 1, "length": 4, "data": b"\0\2AB"},
         struct.pack(">BH4s", 1, 4, b"\0\2AB"),
     ),
+    "LZOP_HEADER": (
+        grammar.LZOP_HEADER,
+        {
+            "magic": b"\x89LZO\0\r\n\x1a\n",
+            "version": 0x1040,
+            "library_version": 0x20A0,
+            "version_needed": 0x0940,
+            "method": 1,
+            "level": 5,
+            "flags": 0x3000801,
+            "filter": 7,
+            "mode": 0o100644,
+            "mtime_low": 1,
+            "mtime_high": 2,
+            "name": b"x",
+            "checksum": 3,
+        },
+        b"\x89LZO\0\r\n\x1a\n"
+        + struct.pack(
+            ">HHHBBIIIIIB1sI", 0x1040, 0x20A0, 0x940, 1, 5, 0x3000801, 7, 0o100644, 1, 2, 1, b"x", 3
+        ),
+    ),
+    "LZOP_HEADER before 0.94": (
+        grammar.LZOP_HEADER,
+        {
+            "magic": b"\x89LZO\0\r\n\x1a\n",
+            "version": 0x0900,
+            "library_version": 0x1000,
+            "version_needed": None,
+            "method": 1,
+            "level": None,
+            "flags": 1,
+            "filter": None,
+            "mode": 0,
+            "mtime_low": 1,
+            "mtime_high": None,
+            "name": b"",
+            "checksum": 3,
+        },
+        b"\x89LZO\0\r\n\x1a\n" + struct.pack(">HHBIIIBI", 0x900, 0x1000, 1, 1, 0, 1, 0, 3),
+    ),
     "COMPRESS_PAGE_PAYLOAD": (
         grammar.COMPRESS_PAGE_PAYLOAD,
         b"\x78\x9c....",
@@ -193,6 +234,39 @@ def test_ram_block(optional: dict[str, int], raw: bytes) -> None:
     }
     params = {key: key in optional for key in ("host_page_size", "gpa", "ignored")}
     agree(grammar.RAM_BLOCK, value, raw, fixed=False, **params)
+
+
+@pytest.mark.parametrize(("name", "order"), [("little", "<"), ("big", ">")])
+def test_save_header(name: str, order: str) -> None:
+    value = {
+        "magic": b"LibvirtQemudSave",
+        "version": 2,
+        "data_length": 0x10633,
+        "was_running": 1,
+        "format": 5,
+        "cookie_offset": 0x547,
+    }
+    raw = b"LibvirtQemudSave" + struct.pack(f"{order}5I", 2, 0x10633, 1, 5, 0x547) + bytes(56)
+    agree(grammar.save_header(name), {**value, "unused": bytes(56)}, raw, fixed=True)
+    assert grammar.save_header(name).build(value) == raw
+
+
+@pytest.mark.parametrize("flags", [0, 1, 2, 0x100, 0x200, 0x303])
+@pytest.mark.parametrize(("size", "packed"), [(100, 50), (100, 100)])
+def test_lzop_block(flags: int, size: int, packed: int) -> None:
+    """Sums of the packed block only where it is packed."""
+    value: dict[str, int | None] = {"size": size, "packed_size": packed}
+    raw = struct.pack(">II", size, packed)
+    for name, flag in (
+        ("adler32", 1),
+        ("crc32", 0x100),
+        ("packed_adler32", 2),
+        ("packed_crc32", 0x200),
+    ):
+        here = flags & flag and (packed < size or not name.startswith("packed"))
+        value[name] = flag * 77 if here else None
+        raw += struct.pack(">I", flag * 77) if here else b""
+    agree(grammar.LZOP_BLOCK, value, raw, fixed=False, flags=flags)
 
 
 @pytest.mark.parametrize("page_size", [1024, 4096, 65536])

@@ -10,6 +10,7 @@ import pytest
 from hypothesis import given, settings, strategies as st
 
 from tests import streamwriter as sw
+from tests.containers import lzop, save_image
 from tests.strategies import block_names
 from tests.streamwriter import RamBlock, StreamWriter
 from vmstream.errors import FormatError, IntegrityError, LimitError, UnsupportedError
@@ -373,3 +374,41 @@ def test_any_bytes_as_anything_rare(data: bytes) -> None:
             read(data)
         except (parse.Short, FormatError, LimitError, UnsupportedError):
             pass
+
+
+# ---- what is around a stream -----------------------------------------------------------------
+
+
+@pytest.mark.parametrize("order", ["little", "big"])
+def test_save_header(order: str) -> None:
+    raw = save_image(b"", order="<" if order == "little" else ">", number=3, running=7)[:92]
+    header, size = parse.save_header(raw + b"more")
+    assert size == 92
+    assert (header.byte_order, header.version, header.format) == (order, 2, 3)
+    assert (header.finished, header.was_running) == (True, True)
+    assert header.data_length == len(save_image(b"")) - 92
+    needs_all(parse.save_header, raw, 92)
+
+
+def test_save_header_of_something_else() -> None:
+    with pytest.raises(FormatError, match="no libvirt save image"):
+        parse.save_header(bytes(92))
+    with pytest.raises(UnsupportedError, match="version") as caught:
+        parse.save_header(save_image(b"", version=9))
+    assert (caught.value.offset, caught.value.found) == (16, "9")
+
+
+def test_lzop() -> None:
+    pytest.importorskip("lzallright")
+    raw = lzop(bytes(1000), name=b"name")
+    method, flags, _, size = parse.lzop_header(raw, 100)
+    assert (method, flags, size) == (1, 0x3000001, 38 + 4)
+    needs_all(lambda data: parse.lzop_header(data, 0), raw, size)
+    block, used = parse.lzop_block(raw[size:], size, flags)
+    assert (block.size, used) == (1000, 12)
+    assert block.packed_size == len(raw) - size - used - 4
+    assert (block.adler32 is not None, block.crc32) == (True, None)
+    needs_all(lambda data: parse.lzop_block(data, 0, flags), raw[size:], used)
+    with pytest.raises(FormatError) as caught:
+        parse.lzop_header(b"x" * 100, 100)
+    assert caught.value.offset == 100

@@ -9,15 +9,16 @@ from pathlib import Path
 import click
 
 from vmstream.cli.options import json_option, page_size_option, progress_bar, stream_argument
+from vmstream.container.open import OpenStream
 from vmstream.ops.extract import ExtractOptions, extract
 from vmstream.report.jsonout import dumps
-from vmstream.transport.source import OpenSource
 
 _EPILOG = """\b
 Examples:
   vmstream extract-ram dump.bin -o ram.raw       offset in the file = guest-physical address
   vmstream extract-ram dump.bin --block pc.ram -o pc.ram.raw
   vmstream extract-ram dump.bin --all-blocks out/
+  vmstream extract-ram guest.save -o ram.raw     from an image of virsh save
   vmstream extract-ram cut.bin --partial -o ram.raw
   cat dump.bin | vmstream extract-ram - -o ram.raw --manifest ram.json
 """
@@ -80,8 +81,11 @@ def command(
         output, block, all_blocks, below_4g, partial, force, manifest, page_size,
         tuple(sys.argv[1:]),
     )  # fmt: skip
-    with OpenSource(stream) as source, progress_bar("extracting") as progress:
-        report, code = extract(source, options, progress)
+    with (
+        OpenStream(stream, digest=manifest is not None) as opened,
+        progress_bar("extracting") as progress,
+    ):
+        report, code = extract(opened.source, options, progress, opened.container)
     if as_json:
         click.echo(dumps(report))
     else:

@@ -11,15 +11,16 @@ from vmstream.cli.options import (
     stream_argument,
     tell_error,
 )
+from vmstream.container.open import OpenStream
 from vmstream.ops.inspect import inspect
 from vmstream.report.jsonout import dumps
-from vmstream.transport.source import OpenSource
 
 _EPILOG = """\b
 Examples:
   vmstream inspect dump.bin
   vmstream inspect --quick dump.bin            head and tail alone, any size
   cat dump.bin | vmstream inspect -
+  vmstream inspect guest.save                  an image of virsh save, or a compressed stream
   vmstream inspect --json dump.bin | jq .machine
   HMP: migrate "exec:vmstream inspect - > report.txt"
 """
@@ -46,8 +47,14 @@ def command(
 
     STREAM is a file, or - for standard input.
     """
-    with OpenSource(stream) as source, progress_bar("reading") as progress:
-        report, code = inspect(source, page_size=page_size, quick=quick, progress=progress)
+    with OpenStream(stream) as opened, progress_bar("reading") as progress:
+        report, code = inspect(
+            opened.source,
+            page_size=page_size,
+            quick=quick,
+            progress=progress,
+            container=opened.container,
+        )
     if as_json:
         click.echo(dumps(report))
     else:

@@ -5,9 +5,9 @@ from __future__ import annotations
 import click
 
 from vmstream.cli.options import json_option, page_size_option, progress_bar, stream_argument
+from vmstream.container.open import OpenStream
 from vmstream.ops.records import KINDS, Records
 from vmstream.report.jsonout import record
-from vmstream.transport.source import OpenSource
 
 _EPILOG = """\b
 Examples:
@@ -68,9 +68,15 @@ def command(
     from vmstream.report.render import record_line
 
     begin, end = span
-    with OpenSource(stream) as source, progress_bar("reading") as progress:
+    with OpenStream(stream) as opened, progress_bar("reading") as progress:
         records = Records(
-            source, page_size=page_size, kinds=kinds, begin=begin, end=end, progress=progress
+            opened.source,
+            page_size=page_size,
+            kinds=kinds,
+            begin=begin,
+            end=end,
+            progress=progress,
+            container=opened.container,
         )
         for item in records:
             click.echo(record(item) if as_json else record_line(item))

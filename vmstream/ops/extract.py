@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from vmstream.container.layers import Container
 from vmstream.errors import (
     EXIT_FINDINGS,
     FormatError,
@@ -26,7 +27,7 @@ from vmstream.guest.physical import (
     physical_map,
     ram_blocks,
 )
-from vmstream.ops.inspect import Summary, block_report
+from vmstream.ops.inspect import Summary, block_report, layer_reports
 from vmstream.ops.pipeline import Progress, run
 from vmstream.ops.quick import quick_events
 from vmstream.report import models
@@ -279,7 +280,10 @@ def find_block(blocks: tuple[RAMBlock, ...], name: str) -> int:
 
 
 def extract(
-    source: Source, options: ExtractOptions, progress: Progress | None = None
+    source: Source,
+    options: ExtractOptions,
+    progress: Progress | None = None,
+    container: Container | None = None,
 ) -> tuple[models.ExtractReport, int]:
     """Rebuild RAM and write it.
 
@@ -287,6 +291,7 @@ def extract(
         source: The input.
         options: What to write.
         progress: Called with (offset, size or None).
+        container: What is around the stream; with a manifest, opened with a digest.
 
     Returns:
         The account, and the exit status.
@@ -305,13 +310,21 @@ def extract(
     if options.manifest is not None and options.output is not None:
         _check_apart(options.output, options.manifest)
     peeked = _peek(source, options)
-    digest = DigestSource(source) if options.manifest is not None else None
+    # The manifest has the hash of the file itself, not of what is in it.
+    layers = container.layers if container is not None else []
+    digest = container.digest if container is not None else None
+    if options.manifest is not None and not layers:
+        digest = source = DigestSource(source)
+    outermost = layers[0].source if layers else source
     decoder = Decoder(options.page_size, strict=not options.partial)
     summary, evidence = Summary(), MapEvidence()
     with contextlib.ExitStack() as stack:
+        if digest is not None:
+            # Whoever closes the inner source does not wait for the thread.
+            stack.callback(digest.finish)
         writer = _Writer(options, stack, summary, peeked, source)
         try:
-            run(digest or source, decoder, [summary, evidence, writer], progress)
+            run(source, decoder, [summary, evidence, writer], progress, container)
         except (TruncatedError, FormatError, IntegrityError) as error:
             error.advice = error.advice or "--partial writes what is there"
             raise
@@ -333,11 +346,13 @@ def extract(
                 str(out.path),
                 summary.blocks[i].used_length if i is not None else _size(writer),
                 None if i is None else models.readable(summary.blocks[i].idstr),
-                out.sha256() if digest is not None else None,
+                out.sha256() if options.manifest is not None else None,
             )
             for i, out in writer.files.items()
         ]
-        report = _report(source, decoder, summary, options, writer, outputs, digest)
+        report = _report(
+            outermost, decoder, summary, options, writer, outputs, digest, layer_reports(container)
+        )
         for out in writer.files.values():
             out.commit()
         if options.all_blocks is not None:
@@ -430,6 +445,7 @@ def _report(
     writer: _Writer,
     outputs: list[models.OutputReport],
     digest: DigestSource | None,
+    layers: list[models.LayerReport],
 ) -> models.ExtractReport:
     layout = writer.map
     return models.ExtractReport(
@@ -461,4 +477,5 @@ def _report(
         outputs=outputs,
         ram_blocks=[block_report(b) for b in summary.coverage_blocks()],
         anomalies=summary.findings.report(),
+        layers=layers,
     )

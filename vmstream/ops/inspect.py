@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import uuid
 from dataclasses import dataclass
+from itertools import chain
 
 import numpy as np
 from numpy.typing import NDArray
 
+from vmstream.container.layers import Container
 from vmstream.errors import EXIT_FINDINGS
 from vmstream.guest.coverage import KINDS, BlockCoverage, RAMCoverage
-from vmstream.ops.pipeline import Findings, Progress, run
+from vmstream.ops.pipeline import Findings, Progress, noted, run
 from vmstream.ops.quick import quick_events
 from vmstream.report import models
 from vmstream.stream.decoder import Decoder
@@ -367,7 +369,12 @@ class Summary:
         return self.ended and self.findings.error is None and not unended
 
     def report(
-        self, source: Source, decoder: Decoder, *, quick: bool = False
+        self,
+        source: Source,
+        decoder: Decoder,
+        *,
+        quick: bool = False,
+        container: Container | None = None,
     ) -> models.InspectReport:
         """Make the document."""
         config, described = self.configuration, self.vmdescription
@@ -382,10 +389,11 @@ class Summary:
         page_size, page_size_source = decoder.page_size, decoder.page_size_source
         if page_size is None and described is not None and described.layout is not None:
             page_size, page_size_source = described.layout.page_size, "vmdescription"
+        layers = layer_reports(container)
         return models.InspectReport(
             schema=models.INSPECT_SCHEMA,
             input=source.name,
-            container="raw",
+            container=layers[0].kind if layers else "raw",
             size=self.end if source.size is None else source.size,
             complete=self.complete,
             end_offset=self.end_offset,
@@ -418,6 +426,7 @@ class Summary:
             command_count=self.command_count,
             anomalies=self.findings.report(),
             anomaly_count=self.findings.count,
+            layers=layers,
         )
 
 
@@ -440,6 +449,30 @@ def block_report(covered: BlockCoverage, *, quick: bool = False) -> models.RAMBl
         gpa=block.gpa,
         idstr_b64=models.in_full(block.idstr),
     )
+
+
+def layer_reports(container: Container | None) -> list[models.LayerReport]:
+    """Account for what is around the stream, the outermost layer first."""
+    return [
+        models.LayerReport(
+            layer.kind,
+            layer.source.size,
+            None
+            if (image := layer.image) is None
+            else models.SaveImageReport(
+                version=image.header.version,
+                byte_order=image.header.byte_order,
+                finished=image.header.finished,
+                was_running=image.header.was_running,
+                format=image.format,
+                name=image.name,
+                xml_size=len(image.xml),
+                cookie_size=None if image.cookie is None else len(image.cookie),
+                stream_offset=image.stream_offset,
+            ),
+        )
+        for layer in (container.layers if container is not None else ())
+    ]
 
 
 def _section_report(section: SectionSummary) -> models.SectionReport:
@@ -469,6 +502,7 @@ def inspect(
     page_size: int | None = None,
     quick: bool = False,
     progress: Progress | None = None,
+    container: Container | None = None,
 ) -> tuple[models.InspectReport, int]:
     """Read a stream and account for it.
 
@@ -477,6 +511,7 @@ def inspect(
         page_size: Target page size in bytes, to overrule what the stream shows.
         quick: Read head and tail alone.
         progress: Called with (offset, size or None).
+        container: What is around the stream.
 
     Returns:
         The document, and the exit status.
@@ -487,14 +522,14 @@ def inspect(
     decoder = Decoder(page_size)
     summary = Summary()
     if quick:
-        for event in quick_events(source, decoder):
+        for event in chain(noted(container), quick_events(source, decoder)):
             summary.on(event)
     else:
-        run(source, decoder, [summary], progress)
+        run(source, decoder, [summary], progress, container)
     if summary.findings.error is not None and not summary.read:
         raise summary.findings.error
     summary.finish(quick=quick)
     code = summary.findings.exit_code
     if not code and not summary.complete:
         code = EXIT_FINDINGS
-    return summary.report(source, decoder, quick=quick), code
+    return summary.report(source, decoder, quick=quick, container=container), code

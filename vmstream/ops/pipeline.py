@@ -5,10 +5,11 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from typing import Protocol
 
+from vmstream.container.layers import Container
 from vmstream.errors import EXIT_FINDINGS, EXIT_OK, StreamError
 from vmstream.report.models import AnomalyReport
 from vmstream.stream.decoder import NEED_DATA, Decoder
-from vmstream.stream.events import Anomaly, Event
+from vmstream.stream.events import Anomaly, Event, fault
 from vmstream.transport.source import Source
 
 Progress = Callable[[int, int | None], None]
@@ -22,21 +23,48 @@ class Consumer(Protocol):
         ...
 
 
-def events(source: Source, decoder: Decoder, progress: Progress | None = None) -> Iterator[Event]:
+def events(
+    source: Source,
+    decoder: Decoder,
+    progress: Progress | None = None,
+    container: Container | None = None,
+) -> Iterator[Event]:
     """Yield the events of a source, in order.
 
     Args:
         source: The input.
         decoder: A fresh decoder.
         progress: Called with (offset, size or None) at each window.
+        container: What is around the stream; its findings come as anomalies.
+
+    Raises:
+        StreamError: The bytes are at fault, of the stream or of what is around it, and the
+            decoder is strict.
     """
+    yield from noted(container)
+    decoder.origin = source.origin
     while (event := decoder.next_event()) is not None:
         if event is NEED_DATA:
             if progress is not None:
                 progress(decoder.offset, source.size)
-            decoder.supply(*source.window(decoder.offset, decoder.need))
+            try:
+                window = source.window(decoder.offset, decoder.need)
+            except StreamError as error:
+                if decoder.strict:
+                    raise
+                # Ahead of what the end of the input makes of the stream: it is the cause.
+                yield fault(error)
+                window = source.window(decoder.offset, decoder.need)
+            decoder.supply(*window)
+            yield from noted(container)
         else:
             yield event  # type: ignore[misc]
+
+
+def noted(container: Container | None) -> Iterator[Anomaly]:
+    """Yield the findings of a container that are new."""
+    for f in container.take_findings() if container is not None else ():
+        yield Anomaly(f.offset, f.offset, f.severity, f.code, f.message)
 
 
 def run(
@@ -44,9 +72,10 @@ def run(
     decoder: Decoder,
     consumers: Sequence[Consumer],
     progress: Progress | None = None,
+    container: Container | None = None,
 ) -> None:
     """Hand every event of the source to every consumer."""
-    for event in events(source, decoder, progress):
+    for event in events(source, decoder, progress, container):
         for consumer in consumers:
             consumer.on(event)
 

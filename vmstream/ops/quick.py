@@ -31,11 +31,13 @@ def quick_events(source: Source, decoder: Decoder) -> Iterator[Event]:
     """Yield the events of head and tail, with one `Gap` for what is between.
 
     Raises:
-        UnsupportedError: The source is a pipe.
+        UnsupportedError: The source is a pipe, or compressed.
     """
     if not source.seekable or source.size is None:
         raise UnsupportedError(
-            0, "a quick look needs a file it can seek in", advice="leave out --quick for a pipe"
+            0,
+            "a quick look needs a file it can seek in: no pipe, and no compressed data",
+            advice="leave out --quick",
         )
     live: dict[int, None] = {}
     offset = 0

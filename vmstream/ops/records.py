@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any, Final
 
+from vmstream.container.layers import Container
 from vmstream.ops.pipeline import Findings, Progress, events
 from vmstream.report.models import RECORDS_SCHEMA, RecordReport, in_full, readable
 from vmstream.stream.decoder import Decoder
@@ -41,7 +42,8 @@ PAGE_KINDS: Final = {
 
 # Words that --kind takes: types of item, and kinds of page.
 KINDS: Final = (
-    "header", "configuration", "section", "ram-blocks", "pages", *PAGE_KINDS.values(),
+    "header", "configuration", "section", "ram-blocks", "mapped-block", "pages",
+    *PAGE_KINDS.values(), "unset",
     "ram-control", "payload", "footer", "command", "eof", "vmdescription", "padding", "gap",
     "anomaly",
 )  # fmt: skip
@@ -60,6 +62,7 @@ class Records:
         begin: Only items that reach behind this offset.
         end: Only items that start before this one; reading stops there.
         progress: Called with (offset, size or None).
+        container: What is around the stream.
 
     Attributes:
         findings: The anomalies so far.
@@ -74,9 +77,10 @@ class Records:
         begin: int = 0,
         end: int | None = None,
         progress: Progress | None = None,
+        container: Container | None = None,
     ) -> None:
         self.findings = Findings()
-        self._events = events(source, Decoder(page_size), progress)
+        self._events = events(source, Decoder(page_size), progress, container)
         self._kinds = frozenset(kinds)
         self._begin = begin
         self._end = end

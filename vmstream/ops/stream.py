@@ -8,6 +8,8 @@ from dataclasses import replace
 from itertools import islice
 from typing import Self
 
+from vmstream.container.layers import Layer
+from vmstream.container.open import OpenStream
 from vmstream.ops.pipeline import events
 from vmstream.report.models import readable
 from vmstream.stream.decoder import Decoder
@@ -21,7 +23,6 @@ from vmstream.stream.events import (
     RAMBlockList,
     RAMControl,
 )
-from vmstream.transport.source import OpenSource
 from vmstream.wire.constants import RAMSaveFlag
 
 # Events, and bytes of other sections, that are read ahead to find the head of a stream.
@@ -36,6 +37,7 @@ class Stream:
         machine: Machine type; `None` if the stream does not say.
         page_size: Target page size, bytes; `None` if nothing up to the first page told it.
         blocks: The RAM blocks, in wire order.
+        layers: What is around the stream, the outermost first; none for a bare stream.
     """
 
     def __init__(
@@ -45,9 +47,10 @@ class Stream:
         page_size: int | None = None,
         strict: bool = False,
     ) -> None:
-        self._opened = OpenSource(path)
+        self._opened = OpenStream(path)
+        self.layers: tuple[Layer, ...] = tuple(self._opened.container.layers)
         self._decoder = Decoder(page_size, strict=strict)
-        self._events = events(self._opened.source, self._decoder)
+        self._events = events(self._opened.source, self._decoder, container=self._opened.container)
         self._ahead: list[Event] = []
         self.machine: str | None = None
         self.blocks: tuple[RAMBlock, ...] = ()
@@ -79,7 +82,7 @@ class Stream:
 
     def close(self) -> None:
         """Close the input."""
-        self._opened.source.close()
+        self._opened.close()
 
     # Everything up to the first page: kept to be handed out again. Only the last event may
     # still borrow from the window, as no other was asked for behind it.
@@ -110,6 +113,8 @@ def open(  # noqa: A001
 ) -> Stream:
     """Open a migration stream: a file, or standard input for '-'.
 
+    It may be compressed, or stand in a libvirt save image.
+
     Args:
         path: Where it is.
         page_size: Target page size in bytes, to overrule what the stream shows.
@@ -118,7 +123,7 @@ def open(  # noqa: A001
 
     Raises:
         OSError: It cannot be opened.
-        StreamError: With `strict`, the head is damaged.
+        StreamError: With `strict`, the head is damaged; of what is around the stream, always.
 
     Example:
         >>> with vmstream.open("dump.bin") as stream:

@@ -153,14 +153,57 @@ class AnomalyReport:
 
 
 @dataclass(frozen=True, slots=True)
+class SaveImageReport:
+    """What the header and the XML of a libvirt save image say.
+
+    Attributes:
+        version: 1 to 3.
+        byte_order: 'little' or 'big', of the host that wrote it.
+        finished: The save came to its end.
+        was_running: The guest ran when it was saved.
+        format: 'raw', 'gzip', 'bzip2', 'xz', 'lzop', 'zstd', 'sparse' or 'unknown (N)', as the
+            header states it; the layers tell what was found.
+        name: Name of the domain, `None` if the XML does not tell.
+        xml_size: Bytes of the domain XML.
+        cookie_size: Bytes of the cookie, `None` if there is none.
+        stream_offset: In the image, of the stream or of what it is compressed with.
+    """
+
+    version: int
+    byte_order: str
+    finished: bool
+    was_running: bool
+    format: str
+    name: str | None
+    xml_size: int
+    cookie_size: int | None
+    stream_offset: int
+
+
+@dataclass(frozen=True, slots=True)
+class LayerReport:
+    """One layer around the stream.
+
+    Attributes:
+        kind: 'libvirt', 'gzip', 'bzip2', 'xz', 'zstd', 'lz4' or 'lzop'.
+        size: Bytes of the layer, header and all; `None` if it was not read to its end.
+        libvirt: `None` for any other kind.
+    """
+
+    kind: str
+    size: int | None
+    libvirt: SaveImageReport | None = None
+
+
+@dataclass(frozen=True, slots=True)
 class InspectReport:
     """Document of `vmstream inspect --json`.
 
     Attributes:
         schema: 'vmstream.inspect/1'.
         input: Path, or 'standard input'.
-        container: What holds the stream: 'raw'.
-        size: Bytes of the input.
+        container: Kind of the outermost layer around the stream, 'raw' if there is none.
+        size: Bytes of the stream, unpacked; of a bare stream those of the input.
         complete: The end of the stream was seen, and of every iterable section that needs one,
             and nothing was found damaged.
         end_offset: Offset behind the last byte of the stream, without padding.
@@ -183,6 +226,7 @@ class InspectReport:
         command_count: How many there are.
         anomalies: The first 1000 of them.
         anomaly_count: How many there are.
+        layers: What is around the stream, the outermost first; empty for a bare stream.
     """
 
     schema: str
@@ -210,6 +254,7 @@ class InspectReport:
     command_count: int
     anomalies: list[AnomalyReport]
     anomaly_count: int
+    layers: list[LayerReport] = field(default_factory=list)
 
 
 @dataclass(frozen=True, slots=True)
@@ -323,8 +368,8 @@ class ExtractReport:
         tool: Name and version.
         arguments: As given on the command line, in the manifest.
         input: Path, or 'standard input'.
-        input_size: Bytes.
-        input_sha256: With --manifest.
+        input_size: Bytes of the input itself, compressed if it is.
+        input_sha256: Of the input itself, with --manifest.
         complete: As in the inspect report.
         partial: --partial was given.
         machine: Machine type, `None` without a configuration section.
@@ -334,6 +379,7 @@ class ExtractReport:
         outputs: Files written.
         ram_blocks: As in the inspect report.
         anomalies: As in the inspect report.
+        layers: As in the inspect report.
     """
 
     schema: str
@@ -351,3 +397,4 @@ class ExtractReport:
     outputs: list[OutputReport]
     ram_blocks: list[RAMBlockReport]
     anomalies: list[AnomalyReport]
+    layers: list[LayerReport] = field(default_factory=list)

@@ -19,6 +19,8 @@ _DEVICES_AT_A_GLANCE = 60
 _PASSES_AT_A_GLANCE = 6
 _FINDINGS_AT_A_GLANCE = 10
 
+_LAYER_NAMES = {"libvirt": "libvirt save image"}
+
 
 class _Console(Console):
     # Not rich's own way, which ends the process with status 1.
@@ -83,8 +85,10 @@ def render_inspect(
     """Print an inspect report; the flags add the long lists."""
     out = out or console()
     state = ("complete", "green") if report.complete else ("not complete", "red")
-    what = f": migration stream ({report.container}), {size_text(report.size)}, "
+    around = ", ".join(_LAYER_NAMES.get(la.kind, la.kind) for la in report.layers)
+    what = f": migration stream ({around or report.container}), {size_text(report.size)}, "
     out.print(Text.assemble((printable(report.input), "bold"), what, state))
+    _layers(out, report)
     _row(out, "machine", printable(report.machine or "not stated (no configuration section)"))
     if report.uuid:
         _row(out, "uuid", report.uuid)
@@ -100,6 +104,22 @@ def render_inspect(
     _ram(out, report, long=passes)
     _sections(out, report, devices=devices, sections=sections)
     _end(out, report)
+
+
+def _layers(out: Console, report: InspectReport) -> None:
+    if not report.layers:
+        return
+    names = []
+    for layer in report.layers:
+        if (image := layer.libvirt) is None:
+            names.append(layer.kind)
+            continue
+        unfinished = "" if image.finished else ", not finished"
+        names.append(f"{_LAYER_NAMES[layer.kind]} v{image.version}{unfinished}")
+        name = printable(image.name) if image.name is not None else "name not found in the XML"
+        _row(out, "domain", f"{name}, {'was running' if image.was_running else 'was not running'}")
+    size = report.layers[0].size
+    _row(out, "container", f"{', '.join(names)}{f'; {size_text(size)}' if size else ''}")
 
 
 def _page_size_words(report: InspectReport) -> str:

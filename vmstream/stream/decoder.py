@@ -77,23 +77,30 @@ class Decoder:
         page_size: Target page size in bytes, if the caller knows better than the stream.
         strict: Raise the first StreamError. Otherwise a fault becomes an `Anomaly` with the
             error, a `Gap` over what could not be read, and decoding goes on behind it.
-        origin: Offset of the stream in the file, if mapped-ram offsets are of a longer file.
 
     Attributes:
         footers: Whether sections have footers; `None` until the first section told.
+        strict: As given.
     """
 
-    def __init__(
-        self, page_size: int | None = None, *, strict: bool = False, origin: int = 0
-    ) -> None:
+    def __init__(self, page_size: int | None = None, *, strict: bool = False) -> None:
         self.footers: bool | None = None
         self._in = Cursor()
-        self._ram = RAMReader(self._in, page_size, strict=strict, origin=origin)
-        self._strict = strict
+        self._ram = RAMReader(self._in, page_size, strict=strict)
+        self.strict = strict
         self._live: dict[int, parse.SectionHead] = {}
         self._settled = False  # a PART or END was seen: the set-up phase is over
         self._over = False  # the input ended inside a package
         self._steps = self._stream()
+
+    @property
+    def origin(self) -> int:
+        """Offset of the stream in the file, if mapped-ram offsets are of a longer file."""
+        return self._ram.origin
+
+    @origin.setter
+    def origin(self, offset: int) -> None:
+        self._ram.origin = offset
 
     @property
     def offset(self) -> int:
@@ -142,7 +149,7 @@ class Decoder:
             yield from self._head()
             yield from self._items()
         except StreamError as error:
-            if self._strict:
+            if self.strict:
                 raise
             yield fault(error)
         self._ram.assume_page_size()
@@ -302,7 +309,7 @@ class Decoder:
             else:
                 yield from self._foreign_body(head)
         except (FormatError, IntegrityError) as error:
-            if self._strict or not self.footers:
+            if self.strict or not self.footers:
                 raise
             yield fault(error)
             yield from self._to_footer(head, "not readable, up to the next footer")
@@ -425,7 +432,7 @@ class Decoder:
             self._in.offset,
             self.footers,
             packaged=packaged,
-            strict=self._strict,
+            strict=self.strict,
             at_end=at_end,
             zeros=zeros,
         )

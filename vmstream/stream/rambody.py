@@ -52,17 +52,15 @@ class RAMReader:
         cursor: Where decoding stands. Moved.
         page_size: Target page size in bytes, if the caller knows it.
         strict: Raise the first fault.
-        origin: Offset of the stream's first byte in the file that mapped-ram offsets are of.
 
     Attributes:
         capabilities: Of the configuration section; they say how the block list reads.
         page_size: Target page size, bytes; `None` until it is decided.
         page_size_source: Who decided.
+        origin: Offset of the stream's first byte in the file that mapped-ram offsets are of.
     """
 
-    def __init__(
-        self, cursor: Cursor, page_size: int | None, *, strict: bool, origin: int = 0
-    ) -> None:
+    def __init__(self, cursor: Cursor, page_size: int | None, *, strict: bool) -> None:
         self.capabilities: tuple[bytes, ...] = ()
         self.page_size = page_size
         self.page_size_source: str | None = "argument" if page_size else None
@@ -71,7 +69,7 @@ class RAMReader:
         self._assumed = False  # RAM was read with the default page size, nothing told it
         self._probed = 0  # up to here the page size was looked for
         self._state: RAMState | None = None
-        self._origin = origin
+        self.origin = 0
         self._mapped = False
 
     def decide_page_size(self, size: int, source: str) -> None:
@@ -220,7 +218,7 @@ class RAMReader:
     def _mapped_ram(self, total: int, context: str) -> Steps:
         shared = CAP_IGNORE_SHARED in self.capabilities
         entries, error = yield from mapped_blocks(
-            self._in, total, context, ignore_shared=shared, origin=self._origin
+            self._in, total, context, ignore_shared=shared, origin=self.origin
         )
         if error is not None and (self._strict or not entries):
             raise error

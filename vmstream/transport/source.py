@@ -79,11 +79,20 @@ class Source(Protocol):
         """Device and inode of the file, `None` for a pipe."""
         ...
 
+    @property
+    def origin(self) -> int:
+        """Offset of the first byte in the file, for what states offsets of the whole file."""
+        ...
+
     def window(self, offset: int, need: int) -> Window:
         """Return (view, offset of its first byte, whether the input ends with it).
 
         The view starts at `offset` or before and reaches at least `need` bytes behind it, or
         to the end of the input. It is valid until the next call.
+
+        Raises:
+            StreamError: Once, where what holds the stream is cut or damaged and bytes behind that
+                are asked for. Asked again, the window has what there is, as the end of the input.
         """
         ...
 
@@ -139,7 +148,7 @@ class FileSource:
     def __init__(self, fd: int, name: str, start: int = 0) -> None:
         self.name = name
         self._fd = fd
-        self._start = start
+        self._start = self.origin = start
         status = os.fstat(fd)
         self.identity = status.st_dev, status.st_ino
         self.size: int | None = max(0, os.lseek(fd, 0, os.SEEK_END) - start)
@@ -254,6 +263,7 @@ class PipeSource:
 
     seekable = False
     identity = None
+    origin = 0
 
     def __init__(self, stream: io.RawIOBase, name: str) -> None:
         self.name = name
@@ -307,6 +317,7 @@ class DigestSource:
         self.name = inner.name
         self.seekable = inner.seekable
         self.identity = inner.identity
+        self.origin = inner.origin
         self._digest = hashlib.sha256()
         self._done = 0
         self._pool = ThreadPoolExecutor(1)
@@ -332,10 +343,14 @@ class DigestSource:
         self._wait()
         return self._digest.hexdigest() if self._done == self.size else None
 
-    def close(self) -> None:
-        """Close the inner source."""
+    def finish(self) -> None:
+        """Let go of the bytes of the last window, and end the thread."""
         self._wait()
         self._pool.shutdown()
+
+    def close(self) -> None:
+        """Close the inner source."""
+        self.finish()
         self.inner.close()
 
     def _wait(self) -> None:

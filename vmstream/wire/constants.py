@@ -9,16 +9,19 @@ QEMU_VM_FILE_MAGIC = b"QEVM"
 QEMU_VM_FILE_VERSION = 3  # since 0.10; 2 is refused since 0.12
 
 
-# What a file may be instead, by its first bytes, and how to get at the stream.
+_OPENED = "vmstream.open() looks inside"
+
+# What the bytes may be instead, by the first of them, and how to get at the stream. `container`
+# takes off most of these before a decoder sees them.
 FOREIGN_MAGICS: dict[bytes, tuple[str, str]] = {
-    b"LibvirtQ": ("a libvirt save image", "containers are not read by this version"),
-    b"QFI\xfb": ("a qcow2 image", "containers are not read by this version"),
-    b"\x1f\x8b": ("gzip data", "gzip -dc FILE | vmstream inspect -"),
-    b"\x28\xb5\x2f\xfd": ("zstd data", "zstd -dc FILE | vmstream inspect -"),
-    b"\xfd7zXZ\x00": ("xz data", "xz -dc FILE | vmstream inspect -"),
-    b"BZh": ("bzip2 data", "bzip2 -dc FILE | vmstream inspect -"),
-    b"\x04\x22\x4d\x18": ("lz4 data", "lz4 -dc FILE | vmstream inspect -"),
-    b"\x89LZO": ("lzop data", "lzop -dc FILE | vmstream inspect -"),
+    b"LibvirtQ": ("a libvirt save image", _OPENED),
+    b"QFI\xfb": ("a qcow2 image", "snapshots in it are not read by this version"),
+    b"\x1f\x8b": ("gzip data", _OPENED),
+    b"\x28\xb5\x2f\xfd": ("zstd data", _OPENED),
+    b"\xfd7zXZ\x00": ("xz data", _OPENED),
+    b"BZh": ("bzip2 data", _OPENED),
+    b"\x04\x22\x4d\x18": ("lz4 data", _OPENED),
+    b"\x89LZO": ("lzop data", _OPENED),
     b"\x11\x22\x33\x44": ("a multifd channel", "multifd is not read by this version"),
 }
 
@@ -116,3 +119,29 @@ MAX_RAM = 1 << 44  # bytes a block list may state: each page takes a few bits
 MAX_CONFIGURATION = 64 << 10
 MAX_DEVICE_TAIL = 256 << 20
 MAX_VMDESCRIPTION = 64 << 20
+
+# Images of 'virsh save'. libvirt src/qemu/qemu_saveimage.h QEMU_SAVE_MAGIC, QEMU_SAVE_PARTIAL,
+# virQEMUSaveFormat: the place of a format here is its number.
+QEMU_SAVE_MAGIC = b"LibvirtQemudSave"
+QEMU_SAVE_PARTIAL = b"LibvirtQemudPart"  # the save did not finish
+QEMU_SAVE_VERSIONS = range(1, 4)  # 1 is never compressed
+QEMU_SAVE_FORMATS = ("raw", "gzip", "bzip2", "xz", "lzop", "zstd", "sparse")
+MAX_SAVE_XML = 16 << 20  # a bound of our own; domains have some KiB and 64 KiB of padding
+
+# Files of lzop. lzop src/conf.h: M_LZO1X_*, F_*.
+LZOP_MAGIC = b"\x89LZO\x00\r\n\x1a\n"
+LZOP_METHODS = range(1, 4)  # all are LZO1X to a reader
+MAX_LZOP_BLOCK = 1 << 20  # lzop writes 256 KiB; a bound of our own, LZO expands 255-fold
+
+
+class LzopFlag(IntFlag):
+    """Flags in the header of an lzop file."""
+
+    ADLER32_D = 0x0001  # of a block unpacked
+    ADLER32_C = 0x0002  # of a block packed
+    EXTRA_FIELD = 0x0040
+    CRC32_D = 0x0100
+    CRC32_C = 0x0200
+    MULTIPART = 0x0400
+    FILTER = 0x0800
+    HEADER_CRC32 = 0x1000  # else the header has an Adler-32

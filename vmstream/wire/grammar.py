@@ -13,12 +13,14 @@ from construct import (
     Bytes,
     Const,
     Construct,
+    Default,
     GreedyBytes,
     GreedyRange,
     If,
     Int8ub,
     Int16ub,
     Int32ub,
+    Int32ul,
     Int64ub,
     Prefixed,
     PrefixedArray,
@@ -27,7 +29,7 @@ from construct import (
     this,
 )
 
-from vmstream.wire.constants import QEMU_VM_FILE_MAGIC, SectionType
+from vmstream.wire.constants import LZOP_MAGIC, QEMU_VM_FILE_MAGIC, LzopFlag, SectionType
 
 # QEMU v10.1.0 migration/qemu-file.c qemu_put_counted_string(): u8 length, no NUL.
 COUNTED_STRING: Construct = Prefixed(Int8ub, GreedyBytes)
@@ -139,3 +141,55 @@ XBZRLE_PAYLOAD = Struct(
 COMPRESS_PAGE_HEAD = Struct("length" / Int32ub)
 COMPRESS_PAGE_RECORD_HEAD = Struct("head" / Int64ub, *COMPRESS_PAGE_HEAD.subcons)
 COMPRESS_PAGE_PAYLOAD = Prefixed(Int32ub, GreedyBytes)
+
+
+# ---- what is around a stream -------------------------------------------------------------------
+
+
+@cache
+def save_header(byte_order: str) -> Struct:
+    """Header of a libvirt save image, 'little' or 'big': the byte order of the host that wrote it.
+
+    libvirt src/qemu/qemu_saveimage.h virQEMUSaveHeader. `data_length` bytes of XML and padding
+    follow, then the stream; `cookie_offset` counts from behind the header, 0 for none.
+    """
+    word = Int32ul if byte_order == "little" else Int32ub
+    return Struct(
+        "magic" / Bytes(16),
+        "version" / word,
+        "data_length" / word,
+        "was_running" / word,
+        "format" / word,
+        "cookie_offset" / word,
+        "unused" / Default(Bytes(56), bytes(56)),
+    )
+
+
+# lzop src/lzop.c write_header(); the checksum is over all from `version` up to `name`.
+LZOP_HEADER = Struct(
+    "magic" / Const(LZOP_MAGIC),
+    "version" / Int16ub,
+    "library_version" / Int16ub,
+    "version_needed" / If(this.version >= 0x0940, Int16ub),
+    "method" / Int8ub,
+    "level" / If(this.version >= 0x0940, Int8ub),
+    "flags" / Int32ub,
+    "filter" / If(this.flags & LzopFlag.FILTER, Int32ub),
+    "mode" / Int32ub,
+    "mtime_low" / Int32ub,
+    "mtime_high" / If(this.version >= 0x0940, Int32ub),
+    "name" / COUNTED_STRING,
+    "checksum" / Int32ub,
+)
+
+# lzop src/p_lzo.c lzo_compress(): a block that did not shrink is stored. A size of 0 ends the file.
+LZOP_BLOCK = Struct(
+    "size" / Int32ub,
+    "packed_size" / Int32ub,
+    "adler32" / If(this._params.flags & LzopFlag.ADLER32_D, Int32ub),
+    "crc32" / If(this._params.flags & LzopFlag.CRC32_D, Int32ub),
+    "packed_adler32"
+    / If((this.packed_size < this.size) & (this._params.flags & LzopFlag.ADLER32_C > 0), Int32ub),
+    "packed_crc32"
+    / If((this.packed_size < this.size) & (this._params.flags & LzopFlag.CRC32_C > 0), Int32ub),
+)

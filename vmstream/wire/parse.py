@@ -7,7 +7,7 @@ bytes it used; `Short` says that the item goes on behind the bytes given.
 from __future__ import annotations
 
 import io
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Any
 
 import construct
@@ -18,6 +18,9 @@ from vmstream.wire.constants import (
     FOREIGN_MAGICS,
     MAX_CONFIGURATION,
     MAX_RAM_BLOCKS,
+    QEMU_SAVE_MAGIC,
+    QEMU_SAVE_PARTIAL,
+    QEMU_SAVE_VERSIONS,
     QEMU_VM_FILE_MAGIC,
     QEMU_VM_FILE_VERSION,
     RAM_FLAG_MASK,
@@ -69,6 +72,41 @@ class BlockEntry:
     host_page_size: int | None
     gpa: int | None
     ignored: int | None
+
+
+@dataclass(frozen=True, slots=True)
+class SaveHeader:
+    """Header of a libvirt save image.
+
+    Attributes:
+        byte_order: 'little' or 'big', of the host that wrote it.
+        finished: The save came to its end.
+        version: 1 to 3.
+        data_length: Bytes of XML and padding behind the header.
+        was_running: The guest ran when it was saved.
+        format: Number of the format of what is behind the XML.
+        cookie_offset: Of the cookie in the XML area, bytes; 0 if there is none.
+    """
+
+    byte_order: str
+    finished: bool
+    version: int
+    data_length: int
+    was_running: bool
+    format: int
+    cookie_offset: int
+
+
+@dataclass(frozen=True, slots=True)
+class LzopBlock:
+    """Head of a block of an lzop file; sizes in bytes, checksums `None` where absent."""
+
+    size: int
+    packed_size: int
+    adler32: int | None
+    crc32: int | None
+    packed_adler32: int | None
+    packed_crc32: int | None
 
 
 def _run(
@@ -320,3 +358,55 @@ def ram_block_list(
         expected=f"{total:#x} bytes in all",
         advice="a length or the total is damaged",
     )
+
+
+def save_header(data: Buffer) -> tuple[SaveHeader, int]:
+    """Parse the header of a libvirt save image, of either byte order.
+
+    Raises:
+        FormatError: It is none.
+        UnsupportedError: A version that is not known.
+    """
+    context = "libvirt header"
+    little, size = _run(grammar.save_header("little"), data, 0, context)
+    if little.magic not in (QEMU_SAVE_MAGIC, QEMU_SAVE_PARTIAL):
+        raise FormatError(
+            0,
+            "no libvirt save image",
+            context=context,
+            expected=f"{QEMU_SAVE_MAGIC!r} or {QEMU_SAVE_PARTIAL!r}",
+            found=quoted(little.magic),
+        )
+    # libvirt src/qemu/qemu_saveimage.c qemuSaveImageOpen() swaps where the version is too large.
+    for order in ("little", "big"):
+        found, size = _run(grammar.save_header(order), data, 0, context)
+        if found.version in QEMU_SAVE_VERSIONS:
+            header = SaveHeader(
+                order,
+                found.magic == QEMU_SAVE_MAGIC,
+                found.version,
+                found.data_length,
+                bool(found.was_running),
+                found.format,
+                found.cookie_offset,
+            )
+            return header, size
+    raise UnsupportedError(
+        16,
+        "a libvirt save image of a version that is not known",
+        context=context,
+        expected="1 to 3",
+        found=str(little.version),
+    )
+
+
+def lzop_header(data: Buffer, offset: int) -> tuple[int, int, int, int]:
+    """Parse the header of an lzop file: (method, flags, checksum, size)."""
+    found, size = _run(grammar.LZOP_HEADER, data, offset, "lzop header")
+    return found.method, found.flags, found.checksum, size
+
+
+def lzop_block(data: Buffer, offset: int, flags: int) -> tuple[LzopBlock, int]:
+    """Parse the head of a block of an lzop file with these flags."""
+    found, size = _run(grammar.LZOP_BLOCK, data, offset, "lzop block", flags=flags)
+    return LzopBlock(*(found[f.name] for f in fields(LzopBlock))), size

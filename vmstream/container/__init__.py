@@ -1,0 +1,1 @@
+"""What is around the stream: save images and compressed files, taken off layer by layer."""

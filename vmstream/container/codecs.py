@@ -1,0 +1,210 @@
+"""Unpack gzip, bzip2, xz, zstd and lz4: generators that give one member, in bounded pieces.
+
+The decompressors of the libraries return quietly where their input ends, so each generator asks
+for the end mark of the format and raises TruncatedError where that is missing.
+"""
+
+from __future__ import annotations
+
+import bz2
+import importlib
+import lzma
+import zlib
+from collections.abc import Iterator
+from types import ModuleType
+from typing import Any, Protocol
+
+import zstandard
+
+from vmstream.container.packed import MOST, PackedInput
+from vmstream.errors import FormatError, IntegrityError, LimitError, UnsupportedError
+
+# What a file may make us hold: 'xz -9' takes 65 MiB, 'zstd --ultra -22' 128 MiB.
+MAX_MEMORY = 256 << 20
+MAX_ZSTD_WINDOW = 128 << 20
+
+_FIRST_SLICE = 2 << 10
+
+# RFC 8878 section 3.1.1: a block has 3 bytes of head and at most 128 KiB, unpacked too.
+_ZSTD_BLOCK = 128 << 10
+_ZSTD_BLOCKS = MOST // _ZSTD_BLOCK
+_ZSTD_HEAD = 18
+_ZSTD_RLE, _ZSTD_RESERVED = 1, 3
+_SKIPPABLE = b"\x2a\x4d\x18"
+
+
+def optional_package(module: str, kind: str, extra: str) -> ModuleType:
+    """Import what unpacks a format that few need.
+
+    Raises:
+        UnsupportedError: It is not installed.
+    """
+    try:
+        return importlib.import_module(module)
+    except ImportError as error:
+        raise UnsupportedError(
+            0,
+            f"{kind} data takes a package that is not installed",
+            context=f"{kind} layer",
+            advice=f"pip install 'vmstream[{extra}]'",
+        ) from error
+
+
+class _Engine(Protocol):
+    @property
+    def eof(self) -> bool: ...
+    @property
+    def needs_input(self) -> bool: ...
+    @property
+    def unused_data(self) -> bytes: ...
+    def decompress(self, data: Any, max_length: int = ...) -> bytes: ...
+
+
+# One member, by a decompressor with the interface of the standard library's. It copies what it is
+# given behind the end of the member, so it is given little until the member is known to be long.
+def _member(
+    data: PackedInput, engine: _Engine, errors: tuple[type[Exception], ...]
+) -> Iterator[bytes]:
+    given = _FIRST_SLICE
+    while not engine.eof:
+        view = data.some()[:given] if engine.needs_input else memoryview(b"")
+        if engine.needs_input and not view:
+            raise data.ends()
+        try:
+            out = engine.decompress(view, MOST)
+        except errors as error:
+            raise data.damaged(*_words(error)) from error
+        data.offset += len(view)
+        given *= 2
+        if out:
+            yield out
+    data.offset -= len(engine.unused_data or b"")
+
+
+# What a library says, and whose fault it is.
+def _words(error: Exception) -> tuple[str, type[FormatError | IntegrityError | LimitError]]:
+    text = str(error)
+    if "check" in text:
+        return text, IntegrityError
+    if "emory" in text:
+        return f"it takes more than {MAX_MEMORY >> 20} MiB of memory to unpack", LimitError
+    return f"damaged ({text})", FormatError
+
+
+class _Gzip:
+    def __init__(self) -> None:
+        self._inner = zlib.decompressobj(wbits=31)
+        self._full = False
+
+    @property
+    def eof(self) -> bool:
+        return self._inner.eof
+
+    @property
+    def unused_data(self) -> bytes:
+        return self._inner.unused_data
+
+    # Output may be left inside when all input was taken.
+    @property
+    def needs_input(self) -> bool:
+        return not self._inner.unconsumed_tail and not self._full
+
+    def decompress(self, data: Any, max_length: int = MOST) -> bytes:
+        out = self._inner.decompress(self._inner.unconsumed_tail or data, max_length)
+        self._full = len(out) == max_length
+        return out
+
+
+def gzip(data: PackedInput) -> Iterator[bytes]:
+    """Unpack one gzip member."""
+    return _member(data, _Gzip(), (zlib.error,))
+
+
+def bzip2(data: PackedInput) -> Iterator[bytes]:
+    """Unpack one bzip2 stream."""
+    return _member(data, bz2.BZ2Decompressor(), (OSError, ValueError))
+
+
+def xz(data: PackedInput) -> Iterator[bytes]:
+    """Unpack one xz stream."""
+    engine = lzma.LZMADecompressor(lzma.FORMAT_XZ, memlimit=MAX_MEMORY)
+    return _member(data, engine, (lzma.LZMAError,))
+
+
+def lz4(data: PackedInput) -> Iterator[bytes]:
+    """Unpack one lz4 frame."""
+    frame = optional_package("lz4.frame", "lz4", "lz4")
+    return _member(data, frame.LZ4FrameDecompressor(), (RuntimeError, ValueError))
+
+
+def zstd(data: PackedInput) -> Iterator[bytes]:
+    """Unpack one zstd frame, or skip a skippable one.
+
+    The frame is cut between blocks, so that a call of the library gives MOST bytes at the most:
+    it takes no bound of its own, and a few bytes of input can stand for gigabytes.
+    """
+    head = data.peek(_ZSTD_HEAD)
+    if bytes(head[1:4]) == _SKIPPABLE:
+        size = int.from_bytes(data.have(8)[4:8], "little")
+        data.skip(8 + size)
+        return
+    try:
+        used = zstandard.frame_header_size(head)
+        frame = zstandard.get_frame_parameters(head)
+    except zstandard.ZstdError as error:
+        if "not enough" in str(error) or "Src size" in str(error):
+            raise data.ends() from error
+        raise data.damaged(*_words(error)) from error
+    if frame.window_size > MAX_ZSTD_WINDOW:
+        raise data.damaged(
+            f"a window of {frame.window_size} bytes, over {MAX_ZSTD_WINDOW >> 20} MiB", LimitError
+        )
+    engine = zstandard.ZstdDecompressor().decompressobj()
+    _unpack_zstd(data, engine, used)
+    last = False
+    while not last:
+        size, last = _zstd_blocks(data)
+        out = _unpack_zstd(data, engine, size)
+        if out:
+            yield out
+    if frame.has_checksum:
+        data.have(4)
+        out = _unpack_zstd(data, engine, 4)
+        if out:
+            yield out
+    if not engine.eof:
+        raise data.damaged("the last block does not end the frame")
+
+
+# Bytes of the next whole blocks, and whether they end the frame.
+def _zstd_blocks(data: PackedInput) -> tuple[int, bool]:
+    view = data.some()
+    size = 0
+    for _ in range(_ZSTD_BLOCKS):
+        if size + 3 > len(view):
+            if size:
+                break
+            view = data.have(3)
+        word = int.from_bytes(view[size : size + 3], "little")
+        last, kind, length = word & 1, word >> 1 & 3, word >> 3
+        if kind == _ZSTD_RESERVED or length > _ZSTD_BLOCK:
+            data.offset += size
+            raise data.damaged("no block")
+        length = 1 if kind == _ZSTD_RLE else length
+        if size + 3 + length > len(view):
+            if size:
+                break
+            view = data.have(3 + length)
+        size += 3 + length
+        if last:
+            return size, True
+    return size, False
+
+
+def _unpack_zstd(data: PackedInput, engine: Any, size: int) -> bytes:
+    try:
+        out: bytes = engine.decompress(data.have(size))
+    except zstandard.ZstdError as error:
+        raise data.damaged(*_words(error)) from error
+    data.offset += size
+    return out

@@ -1,0 +1,137 @@
+"""The one way to open an input: whatever is around the stream is found by content and taken off.
+
+A bare stream is handed on in the windows of its own source.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Callable
+from typing import Self
+
+from vmstream.container.layers import Container, Layer
+from vmstream.container.libvirt import note_format, open_save_image
+from vmstream.errors import OutputError, UnsupportedError
+from vmstream.transport.source import DigestSource, OpenSource, Source
+
+# One in another; libvirt's compressed images have two, and a file of one compressed again three.
+MAX_LAYERS = 4
+
+_HEAD = 16
+
+
+# A compressed file: its kind, and what its first bytes look like.
+_PACKED: dict[str, re.Pattern[bytes]] = {
+    "gzip": re.compile(rb"\x1f\x8b\x08"),
+    "bzip2": re.compile(rb"BZh[1-9]"),
+    "xz": re.compile(rb"\xfd7zXZ\x00"),
+    # Its frames may stand behind skippable ones, as those of pzstd do.
+    "zstd": re.compile(rb"\x28\xb5\x2f\xfd|[\x50-\x5f]\x2a\x4d\x18"),
+    "lz4": re.compile(rb"\x04\x22\x4d\x18"),
+    "lzop": re.compile(rb"\x89LZO\x00\r\n\x1a\n"),
+}
+
+
+def _open_packed(kind: str) -> Callable[[Source, Container], Source]:
+    def opened(source: Source, container: Container) -> Source:
+        # Costs a plain stream nothing.
+        from vmstream.container import codecs
+        from vmstream.container.lzop import lzop
+        from vmstream.container.packed import UnpackedSource
+
+        codec = lzop if kind == "lzop" else getattr(codecs, kind)
+        if kind in _EXTRAS:
+            codecs.optional_package(*_EXTRAS[kind])
+        container.layers.append(Layer(kind, source))
+        magic = _PACKED[kind]
+        return UnpackedSource(
+            source, kind, codec, lambda head: magic.match(head) is not None, container
+        )
+
+    return opened
+
+
+# Module, kind and extra of what only an extra installs: asked for before anything is read.
+_EXTRAS = {"lz4": ("lz4.frame", "lz4", "lz4"), "lzop": ("lzallright", "lzop", "lzo")}
+
+# Kind: what its first bytes look like, and what takes it off. The opener adds its `Layer` and
+# returns the source of what is inside; one that needs to seek asks `source.seekable`, one that
+# holds several streams takes `container.snapshot`.
+_OPENERS: dict[str, tuple[re.Pattern[bytes], Callable[[Source, Container], Source]]] = {
+    "libvirt": (re.compile(rb"LibvirtQ"), open_save_image),
+    **{kind: (magic, _open_packed(kind)) for kind, magic in _PACKED.items()},
+}
+
+
+class OpenStream:
+    """Open a path, or standard input for '-', and take off what is around the stream.
+
+    A context manager.
+
+    Args:
+        path: Where it is.
+        snapshot: Name or id of the snapshot to read, for what can hold several.
+        digest: Take the SHA-256 of the input itself, if there is anything around the stream.
+        image_only: Stop at a libvirt save image, and leave what is in it alone.
+
+    Attributes:
+        source: The stream. Its offsets are those of the stream itself, unpacked.
+        container: What is around it.
+
+    Raises:
+        OSError: It cannot be opened.
+        StreamError: Something is around the stream whose head is damaged, or is not read here.
+        OutputError: There is no such snapshot.
+    """
+
+    def __init__(
+        self,
+        path: str | os.PathLike[str],
+        *,
+        snapshot: str | None = None,
+        digest: bool = False,
+        image_only: bool = False,
+    ) -> None:
+        self.container = Container(snapshot=snapshot)
+        self.source = OpenSource(path).source
+        try:
+            self._take_off(digest=digest, image_only=image_only)
+            if self.container.snapshot is not None:
+                raise OutputError(f"{self.source.name}: nothing here has snapshots")
+        except BaseException:
+            self.close()
+            raise
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Close the input."""
+        self.source.close()
+
+    def _take_off(self, *, digest: bool, image_only: bool) -> None:
+        container = self.container
+        while True:
+            # One byte more asked for would be the fault of a layer that ends here.
+            kind = kind_of(self.source.window(0, 1)[0][:_HEAD])
+            image = container.layers[-1].image if container.layers else None
+            if image is not None:
+                if image_only:
+                    return
+                note_format(container, image, kind or "raw")
+            if kind is None:
+                return
+            if len(container.layers) == MAX_LAYERS:
+                raise UnsupportedError(0, f"over {MAX_LAYERS} containers, one in another")
+            if digest and container.digest is None:
+                self.source = container.digest = DigestSource(self.source)
+            self.source = _OPENERS[kind][1](self.source, container)
+
+
+def kind_of(head: memoryview) -> str | None:
+    """Return the kind of layer that these first bytes are of; `None` for what is no layer."""
+    return next((kind for kind, (magic, _) in _OPENERS.items() if magic.match(head)), None)
