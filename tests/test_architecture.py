@@ -23,6 +23,7 @@ MAY_IMPORT = {
         "vmstream.version",
     ),
     "ops": (
+        "vmstream.container",
         "vmstream.guest",
         "vmstream.stream",
         "vmstream.transport",
@@ -31,6 +32,7 @@ MAY_IMPORT = {
         "vmstream.wire",
         "vmstream.version",
     ),
+    "container": ("vmstream.transport", "vmstream.wire"),
     "guest": ("vmstream.stream.events", "vmstream.wire"),
     "stream": ("vmstream.wire",),
     "transport": ("vmstream.guest",),

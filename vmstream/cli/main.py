@@ -19,6 +19,7 @@ _COMMANDS = {
     "inspect": ("vmstream.cli.inspect", "command", "Account for a stream on one screen."),
     "records": ("vmstream.cli.records", "command", "List every item on the wire, in order."),
     "extract-ram": ("vmstream.cli.extract_ram", "command", "Rebuild guest RAM from a stream."),
+    "snapshots": ("vmstream.cli.snapshots", "command", "List the savevm snapshots of a qcow2."),
 }
 
 _CLOSED_PIPE = 141  # what a shell reports for SIGPIPE

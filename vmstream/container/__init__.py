@@ -1,0 +1,1 @@
+"""What is around a stream: containers, found by content."""
