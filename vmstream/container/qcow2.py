@@ -151,7 +151,7 @@ def read_image(source: Source) -> Qcow2Image:
     except parse.Short as short:
         raise TruncatedError(
             file.size or 0, "the image ends", context="qcow2 header",
-            expected=f"{short.size} bytes or more", advice="copy the whole image",
+            expected="72 bytes or more", advice="copy the whole image",
         ) from short  # fmt: skip
     return Qcow2Image(header, tuple(_snapshots(file, header)), tuple(_notes(header)))
 
