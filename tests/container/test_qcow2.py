@@ -213,6 +213,36 @@ def test_runs_are_long() -> None:
     assert [n for n in reads if n != 4096] == [2 * MIB, 2 * MIB]
 
 
+def test_long_runs_are_windows_of_the_file(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Not copied where the page cache has them, and as exact."""
+    data = random.Random(2).randbytes(24 * MIB + 77)
+    image = build([Saved("a", data)], cluster_bits=16)
+    monkeypatch.setattr(FileSource, "_is_cached", lambda self, begin, stop: True)
+    reads = []
+    with opened(image.data) as source:
+        found = read_image(source)
+        stream = VMStateSource(source, found, found.choose())
+        into = source.read_into
+        source.read_into = lambda o, b: reads.append(len(b)) or into(o, b)  # type: ignore
+        view, base, at_end = stream.window(5, 9 * MIB)
+        assert (base, at_end, len(view)) == (5, True, len(data) - 5)
+        assert view == data[5:]
+        assert whole(stream) == data
+    assert sum(reads) == 65536  # the L2 table
+
+
+def test_a_file_that_becomes_shorter() -> None:
+    image = build([Saved("a", bytes(24 * MIB))], cluster_bits=16)
+    with opened(image.data) as source:
+        found = read_image(source)
+        stream = VMStateSource(source, found, found.choose())
+        stream.window(0, 1)
+        os.truncate(f"/proc/self/fd/{source._fd}", 20 * MIB)
+        for offset in (10 * MIB, 21 * MIB):
+            with pytest.raises(TruncatedError):
+                stream.window(offset, 13 * MIB if offset < 20 * MIB else 1)
+
+
 def test_a_stream_through_it() -> None:
     raw = bytes(simple_stream())
     image = build([Saved("a", raw, "data packed")], compression=1)
@@ -227,6 +257,12 @@ def test_the_size_of_the_snapshot_counts() -> None:
     image = build([Saved("a", STREAM)], disk_size=1 << 20)
     image.put(24, "Q", 1 << 30)
     assert state(image.data) == STREAM
+
+
+def test_a_backing_file_has_no_vm_state() -> None:
+    """What is behind the end of the disk is not looked for there: QEMU reads zeros."""
+    image = build([Saved("a", STREAM, "data hole")], header={"backing_file_offset": 400})
+    assert state(image.data) == image.truth[0] != STREAM
 
 
 def test_the_large_size_counts() -> None:

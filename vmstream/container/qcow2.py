@@ -28,7 +28,7 @@ from vmstream.errors import (
     UnsupportedError,
     quoted,
 )
-from vmstream.transport.source import READ_WINDOW, FileSource, Source, Window
+from vmstream.transport.source import MAPPED_WINDOW, READ_WINDOW, FileSource, Source, Window
 from vmstream.wire import parse
 from vmstream.wire.constants import (
     QCOW2_COMPRESSED,
@@ -45,7 +45,7 @@ from vmstream.wire.constants import (
 )
 
 # Most entries of a snapshot table are shorter.
-_USUAL_ENTRY = 512
+_USUAL_ENTRY = 2048
 
 # L2 tables held, bytes. VM state is read in order, so few do; two are held whatever their size.
 _L2_CACHE = 4 << 20
@@ -235,8 +235,8 @@ class VMStateSource:
     covers, and read through the L1 table of the snapshot. QEMU v10.1.0 block/qcow2.h
     qcow2_vm_state_offset().
 
-    **Memory** A window of 8 MiB or what is asked for, the L1 entries (32 MiB at the most), L2
-    tables of 4 MiB, one cluster of up to 2 MiB.
+    **Memory** A window of the file, or a buffer of 8 MiB or what is asked for; the L1 entries (32
+    MiB at the most), L2 tables of 4 MiB, one cluster of up to 2 MiB.
 
     Raises:
         UnsupportedError: The image is encrypted, or its data is in another file.
@@ -275,6 +275,10 @@ class VMStateSource:
         size = self.snapshot.vm_state_size
         if offset >= size:
             return memoryview(b""), offset, True
+        need = min(need, size - offset)
+        straight = self._straight(offset, need)
+        if straight is not None:
+            return straight, offset, offset + len(straight) == size
         length = min(size - offset, max(READ_WINDOW, need))
         if len(self._buffer) < length:
             self._buffer = memoryview(bytearray(max(length, READ_WINDOW)))
@@ -284,13 +288,24 @@ class VMStateSource:
                 self._read(run, offset + done, self._buffer[done : done + run[1]])
                 done += run[1]
         except StreamError:
-            if done < min(need, length):
+            if done < need:
                 raise
         return self._buffer[:done].toreadonly(), offset, offset + done == size
 
     def close(self) -> None:
         """Close the image."""
         self._file.close()
+
+    # A window of the file itself, which can be mapped, where clusters follow each other for long.
+    def _straight(self, offset: int, need: int) -> memoryview | None:
+        most = min(self.snapshot.vm_state_size - offset, max(need, 2 * MAPPED_WINDOW))
+        host, length, entry = next(self._runs(offset, offset + most))
+        if host is None or entry or length < max(need, READ_WINDOW):
+            return None
+        view, base, _ = self._file.window(host, need)
+        view = view[host - base :][:length]
+        # Fewer if the file has become shorter.
+        return view if len(view) >= need else None
 
     # The L1 entries of the VM state.
     def _read_l1(self) -> array[int]:
