@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 import itertools
 import json
 import os
@@ -19,7 +20,14 @@ from hypothesis import given, settings, strategies as st
 from tests.ops.test_extract import pipe_of
 from tests.qcow2images import FULL, PACKED, Image, Saved, build
 from tests.streamwriter import simple_stream
-from tests.truth import check_block, known_blocks, qcow2_file, qcow2_names, snapshot_manifests
+from tests.truth import (
+    check_block,
+    known_blocks,
+    open_fixture,
+    qcow2_file,
+    qcow2_names,
+    snapshot_manifests,
+)
 from vmstream.container import qcow2
 from vmstream.container.qcow2 import Qcow2Image, VMStateSource, is_qcow2, read_image
 from vmstream.errors import (
@@ -189,6 +197,8 @@ def test_any_window(shape: dict[str, object], data: st.DataObject) -> None:
     with pytest.MonkeyPatch.context() as patch, opened(image.data) as source:
         patch.setattr(qcow2, "READ_WINDOW", data.draw(st.sampled_from([1, 700, 5000])))
         patch.setattr(qcow2, "_L2_CACHE", 1)
+        if data.draw(st.booleans()):
+            patch.setattr(FileSource, "_is_cached", lambda self, begin, stop: True)
         found = read_image(source)
         stream = VMStateSource(source, found, found.choose())
         for offset, need in data.draw(st.lists(sizes, min_size=1, max_size=8)):
@@ -250,6 +260,32 @@ def test_a_stream_through_it() -> None:
         found = read_image(source)
         report, code = inspect(VMStateSource(source, found, found.choose()))
     assert (code, report.complete, report.size) == (0, True, len(raw))
+
+
+def test_manifest(tmp_path: Path) -> None:
+    """The digest is that of the stream, not of the image."""
+    raw = bytes(simple_stream())
+    options = ExtractOptions(all_blocks=tmp_path / "out", manifest=tmp_path / "account")
+    with opened(build([Saved("a", raw)]).data) as source:
+        found = read_image(source)
+        report, _ = extract(VMStateSource(source, found, found.choose()), options)
+    assert report.input_sha256 == hashlib.sha256(raw).hexdigest()
+    assert report.input_size == len(raw)
+
+
+def test_a_fault_leaves_no_output(tmp_path: Path) -> None:
+    raw = open_fixture("plain-11.1-pc")
+    image = build([Saved("a", raw)], cluster_bits=16)
+    image.put(image.places["l2", 0] + 8 * 20, "Q", 1 << 50)
+    (tmp_path / "out").mkdir()
+    with opened(image.data) as source:
+        found = read_image(source)
+        stream = VMStateSource(source, found, found.choose())
+        with pytest.raises(TruncatedError):
+            extract(stream, ExtractOptions(output=tmp_path / "out" / "ram", block="pc.ram"))
+        with pytest.raises(TruncatedError):
+            inspect(stream)
+    assert list((tmp_path / "out").iterdir()) == []
 
 
 def test_the_size_of_the_snapshot_counts() -> None:
