@@ -34,6 +34,7 @@ SCHEMAS: dict[str, tuple[str, tuple[str, ...]]] = {
     "records.json": (models.RECORDS_SCHEMA, ("RecordReport",)),
     "blocks.json": (models.BLOCKS_SCHEMA, ("BlocksManifest",)),
     "extract-ram.json": (models.EXTRACT_SCHEMA, ("ExtractReport",)),
+    "snapshots.json": (models.SNAPSHOTS_SCHEMA, ("SnapshotsReport",)),
 }
 
 # Fields whose entries stand in the object itself (report/jsonout.py record()).

@@ -21,9 +21,11 @@ from vmstream.ops.records import KINDS
 
 README = ROOT / "README.md"
 JSON = ROOT / "docs" / "json.md"
-COMMANDS = ("inspect", "records", "extract-ram", "xml")
-CALL = re.compile(r"(?<![\w/.-])vmstream ((?:inspect|records|extract-ram|xml)[^\n`|>]*)")
-SHOWN = re.compile(r"^(?:    |\$ )vmstream ((?:inspect|records|extract-ram|xml) .*)$", re.MULTILINE)
+COMMANDS = ("inspect", "records", "extract-ram", "xml", "snapshots")
+CALL = re.compile(r"(?<![\w/.-])vmstream ((?:inspect|records|extract-ram|xml|snapshots)[^\n`|>]*)")
+SHOWN = re.compile(
+    r"^(?:    |\$ )vmstream ((?:inspect|records|extract-ram|xml|snapshots) .*)$", re.MULTILINE
+)
 FILE = re.compile(r"\b((?:vmstream|tests|scripts|docs)/[\w/]+\.(?:py|md|json))\b")
 MODULE = re.compile(r"`((?:cli|container|guest|ops|report|stream|transport|wire)/\w+\.py)\b")
 DOCUMENTS = (
@@ -99,7 +101,7 @@ def test_no_options_that_do_not_exist(path: str) -> None:
     """Of the lines that call vmstream."""
     text = text_of(ROOT / path)
     for line in re.findall(
-        r"(?<![\w/.-])vmstream ((?:inspect|records|extract-ram|xml)[^\n`|>]*)", text
+        r"(?<![\w/.-])vmstream ((?:inspect|records|extract-ram|xml|snapshots)[^\n`|>]*)", text
     ):
         name, *words = re.split(r"\s+", line)
         options = {o for p in command_of(name).params for o in p.opts}

@@ -220,3 +220,23 @@ def range_sha256(path: str | os.PathLike[str], offset: int, size: int) -> str:
     digest = block_sums(path, offset=offset, size=size).sha256
     assert digest is not None
     return digest
+
+
+def qcow2_names() -> list[str]:
+    """Names of the qcow2 images with snapshots."""
+    return sorted(p.name.removesuffix(".qcow2.zst") for p in FIXTURES.glob("*.qcow2.zst"))
+
+
+def qcow2_file(name: str, directory: str | os.PathLike[str]) -> Path:
+    """The uncompressed image as a file in `directory`."""
+    path = Path(directory) / f"{name}.qcow2"
+    if not path.exists():
+        packed = (FIXTURES / f"{name}.qcow2.zst").read_bytes()
+        with zstandard.ZstdDecompressor().stream_reader(packed) as reader:
+            write_sparse(path, reader.readall())
+    return path
+
+
+def snapshot_manifests(name: str) -> dict[str, dict[str, Any]]:
+    """What is true about each snapshot of a qcow2 image, by its name; like a manifest."""
+    return {s["name"]: s for s in load_manifest(name)["snapshots"]}

@@ -20,7 +20,13 @@ from tests.truth import fixture_file, open_fixture
 from vmstream.cli.main import main
 from vmstream.version import __version__
 
-COMMANDS = ("inspect", "records", "extract-ram", "xml")
+COMMANDS = {
+    "inspect": "STREAM",
+    "records": "STREAM",
+    "extract-ram": "STREAM",
+    "xml": "FILE",
+    "snapshots": "DISK",
+}
 PAGE = 4096
 
 
@@ -48,7 +54,7 @@ def test_help(flag: str) -> None:
 def test_help_of_a_command(command: str, flag: str) -> None:
     run = vmstream(command, flag)
     assert run.status == 0, run.err
-    assert f"Usage: vmstream {command} [OPTIONS] STREAM" in run.out
+    assert f"Usage: vmstream {command} [OPTIONS] {COMMANDS[command]}" in run.out
     examples = run.out.partition("Examples:")[2]
     assert f"  vmstream {command} " in examples
     # Every option says what it does.
@@ -219,7 +225,7 @@ def test_any_other_error_of_the_system(tmp_path: Path) -> None:
     assert run.err == f"vmstream: loop: {os.strerror(errno.ELOOP)}\n"
 
 
-@pytest.mark.parametrize("command", [c for c in COMMANDS if c != "xml"])
+@pytest.mark.parametrize("command", [c for c, what in COMMANDS.items() if what == "STREAM"])
 @pytest.mark.parametrize("data", [b"", b"This is a text.\n" * 99, b"\x89PNG\r\n\x1a\n" + bytes(99)])
 def test_what_is_no_stream(command: str, data: bytes, tmp_path: Path) -> None:
     (tmp_path / "s").write_bytes(data)

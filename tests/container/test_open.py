@@ -8,11 +8,19 @@ from pathlib import Path
 
 import pytest
 
+import vmstream as library
+from tests.commandline import vmstream
 from tests.containers import MISSING, PACK, save_image
 from tests.decoding import BytesSource
 from tests.ops.test_extract import pipe_of
 from tests.transport.test_source import standard_input
-from tests.truth import open_fixture
+from tests.truth import (
+    check_block,
+    open_fixture,
+    qcow2_file,
+    qcow2_names,
+    snapshot_manifests,
+)
 from vmstream.container import codecs, open as seam
 from vmstream.container.open import MAX_LAYERS, OpenStream, kind_of
 from vmstream.errors import OutputError, StreamError, TruncatedError, UnsupportedError
@@ -185,3 +193,46 @@ def test_windows_of_a_save_image_are_those_of_the_file() -> None:
     with pipe_of(data) as pipe:
         source = seam.open_save_image(pipe, container)
         assert whole(source) == open_fixture("plain-7.2-pc")
+
+
+# -- qcow2 ----------------------------------------------------------------------------------------
+
+
+def test_a_snapshot_of_an_image(tmp_path: Path) -> None:
+    """By every command, by name or id; without one the error lists what there is."""
+    name = qcow2_names()[0]
+    path = qcow2_file(name, tmp_path)
+    for wanted, manifest in snapshot_manifests(name).items():
+        run = vmstream("inspect", "--json", path, "--snapshot", wanted)
+        assert run.status == 0, run.err
+        (layer,) = run.json()["layers"]
+        assert (layer["kind"], layer["snapshot"]["name"]) == ("qcow2", wanted)
+        out = tmp_path / wanted
+        run = vmstream("extract-ram", path, "--snapshot", wanted, "--block", "mem", "-o", out)
+        assert run.status == 0, run.err
+        check_block(manifest, "mem", out)
+    lines = [vmstream("records", path, "--snapshot", w).out for w in ("first", "1")]
+    assert lines[0] == lines[1] != ""
+    with library.open(path, snapshot="second") as stream:
+        assert [la.kind for la in stream.layers] == ["qcow2"]
+    run = vmstream("inspect", path)
+    assert run.status == 2
+    assert "'first' (id '1'), 'second' (id '2')" in run.err
+    assert "--snapshot" in run.err
+    run = vmstream("extract-ram", path, "--snapshot", "third", "-o", tmp_path / "x")
+    assert run.status == 2
+    assert "no snapshot 'third'" in run.err
+
+
+def test_an_image_in_a_pipe(tmp_path: Path) -> None:
+    path = qcow2_file(qcow2_names()[0], tmp_path)
+    run = vmstream("inspect", "-", "--snapshot", "first", stdin=path.read_bytes())
+    assert run.status == 4
+    assert "save it to a file" in run.err
+
+
+def test_no_snapshots_here(tmp_path: Path) -> None:
+    (tmp_path / "s").write_bytes(open_fixture("plain-7.2-pc"))
+    run = vmstream("inspect", tmp_path / "s", "--snapshot", "first")
+    assert run.status == 2
+    assert "nothing here has snapshots" in run.err

@@ -15,11 +15,13 @@ import pytest
 
 from tests.commandline import ROOT, environment
 from tests.decoding import BytesSource
+from tests.qcow2images import Saved, build
 from tests.streamwriter import Device, Field, RamBlock, StreamWriter
-from tests.truth import fixture_file, fixture_names, open_fixture
+from tests.truth import fixture_file, fixture_names, open_fixture, qcow2_file, qcow2_names
 from vmstream.ops.extract import ExtractOptions, extract
 from vmstream.ops.inspect import inspect
 from vmstream.ops.records import Records
+from vmstream.ops.snapshots import snapshots
 from vmstream.report import models
 from vmstream.report.jsonout import dumps, record
 from vmstream.transport.source import OpenSource
@@ -84,6 +86,19 @@ def streams() -> dict[str, bytes]:
 def test_inspect_of_fixtures(name: str, quick: bool) -> None:
     report, _ = inspect(BytesSource(open_fixture(name)), quick=quick)
     validator("inspect").validate(json.loads(dumps(report)))
+
+
+@pytest.mark.parametrize("name", [*qcow2_names(), "odd"])
+def test_snapshots(name: str, tmp_path: Path) -> None:
+    if name == "odd":
+        path = build(
+            [Saved(b"\xff", b"x"), Saved("a", b"", extra=b"")], version=3, features=3
+        ).write(tmp_path / "image")
+    else:
+        path = qcow2_file(name, tmp_path)
+    with OpenSource(path) as source:
+        report, _ = snapshots(source)
+    validator("snapshots").validate(json.loads(dumps(report)))
 
 
 @pytest.mark.parametrize("name", sorted(streams()))

@@ -12,20 +12,25 @@ from rich.console import Console
 
 from tests.commandline import environment, on_terminal, vmstream
 from tests.decoding import BytesSource
+from tests.qcow2images import Saved, build
 from tests.streamwriter import Device, Field, RamBlock, StreamWriter
 from tests.truth import fixture_file, fixture_names, open_fixture
 from vmstream.ops.extract import ExtractOptions, extract
 from vmstream.ops.inspect import inspect
 from vmstream.ops.records import Records
+from vmstream.ops.snapshots import snapshots
 from vmstream.report.models import InspectReport
 from vmstream.report.render import (
+    clock_text,
     console,
     printable,
     record_line,
     render_extract,
     render_inspect,
+    render_snapshots,
     size_text,
 )
+from vmstream.transport.source import OpenSource
 
 PAGE = 4096
 
@@ -314,6 +319,35 @@ def test_findings_are_cut_and_counted() -> None:
     assert re.search(r"^findings +25$", text, re.MULTILINE)
     assert text.count(report.anomalies[0].message) == 10
     assert "15 more (--json)" in text
+
+
+def test_snapshots_with_hostile_names(tmp_path: Path) -> None:
+    """Each on a line of its own, and nothing that a terminal would act on."""
+    saved = [Saved(name, b"x", id=name) for name in [*HOSTILE, "x" * 5000]]
+    with OpenSource(build(saved).write(tmp_path / "image")) as source:
+        report, _ = snapshots(source)
+    file = io.StringIO()
+    render_snapshots(report, console(file))
+    text = file.getvalue()
+    assert harmless(text)
+    assert len(text.splitlines()) == 2 + len(saved)
+    for name in HOSTILE:
+        assert visible(name) in text
+
+
+@pytest.mark.parametrize(
+    ("nanoseconds", "text"),
+    [
+        (0, "0:00:00.000"),
+        (999_999, "0:00:00.000"),
+        (1_140_000_000, "0:00:01.140"),
+        (59_999_999_999, "0:00:59.999"),
+        (3_600_000_000_000, "1:00:00.000"),
+        ((1 << 64) - 1, "5124095:34:33.709"),
+    ],
+)
+def test_clock_text(nanoseconds: int, text: str) -> None:
+    assert clock_text(nanoseconds) == text
 
 
 @pytest.mark.parametrize(

@@ -613,3 +613,19 @@ def test_what_no_window_holds_is_a_gap(path: Path) -> None:
     with OpenSource(path) as source:
         found = decode(DATA, source)
     assert found.of(Gap)[-1].end == len(DATA)
+
+
+@pytest.mark.parametrize("start", [0, 1000])
+def test_read_at(path: Path, start: int) -> None:
+    """Anywhere, whatever windows were asked for, and no further than the end."""
+    with opened(path, start) as source:
+        data = DATA[start:]
+        check_window(source, data, 5000, 10)
+        for offset, length in [(0, 1), (123, 4567), (len(data) - 5, 5), (0, len(data)), (7, 0)]:
+            assert source.read_at(offset, length) == data[offset : offset + length]
+        assert source.read_at(len(data) - 5, 100) == data[-5:]
+        assert source.read_at(len(data) + 5, 100) == b""
+        buffer = bytearray(b"x" * 20)
+        assert source.read_into(len(data) - 5, memoryview(buffer)) == 5
+        assert buffer == data[-5:] + b"x" * 15
+        check_window(source, data, 6000, 10)

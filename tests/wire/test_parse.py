@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import struct
 from collections.abc import Callable
 from typing import Any
 
@@ -412,3 +413,91 @@ def test_lzop() -> None:
     with pytest.raises(FormatError) as caught:
         parse.lzop_header(b"x" * 100, 100)
     assert caught.value.offset == 100
+
+
+# ---- qcow2 ---------------------------------------------------------------------------------
+
+
+def qcow2_header(version: int = 3, features: int = 0, length: int = 112, kind: int = 0) -> bytes:
+    """As docs/interop/qcow2.rst draws it."""
+    start = struct.pack(
+        ">4sIQIIQIIQQIIQ",
+        b"QFI\xfb",
+        version,
+        0,
+        0,
+        16,
+        1 << 30,
+        0,
+        2,
+        0x30000,
+        0x10000,
+        1,
+        5,
+        0x50000,
+    )
+    more = struct.pack(">QQQIIB7x", features, 0, 0, 4, length, kind)
+    return start + (more if version == 3 else b"")
+
+
+def test_qcow2_header() -> None:
+    found = parse.qcow2_header(qcow2_header())
+    assert (found.version, found.cluster_bits, found.size) == (3, 16, 1 << 30)
+    assert (found.snapshot_count, found.snapshots_offset, found.crypt_method) == (5, 0x50000, 0)
+    assert (found.incompatible, found.compression) == (0, 0)
+    zstd = parse.qcow2_header(qcow2_header(features=0x1B, kind=1))
+    assert (int(zstd.incompatible), zstd.compression) == (0x1B, 1)
+    needs_all(parse.qcow2_header, qcow2_header(), 105)
+
+
+def test_qcow2_header_of_version_2() -> None:
+    """What is behind 72 bytes is none of its fields."""
+    found = parse.qcow2_header(qcow2_header(2) + b"\xff" * 40)
+    assert (found.version, found.incompatible, found.compression) == (2, 0, 0)
+    needs_all(parse.qcow2_header, qcow2_header(2), 72)
+
+
+def test_qcow2_header_before_compression_types() -> None:
+    found = parse.qcow2_header(qcow2_header(length=104)[:104] + b"\xff" * 8)
+    assert found.compression == 0
+
+
+def qcow2_snapshot(extra: bytes, id_str: bytes = b"1", name: bytes = b"first") -> bytes:
+    head = struct.pack(
+        ">QIHHIIQII", 0x40000, 3, len(id_str), len(name), 1_700_000_000, 7, 12_345, 99, len(extra)
+    )
+    return head + extra + id_str + name
+
+
+@pytest.mark.parametrize(
+    ("extra", "sizes"),
+    [
+        (b"", (99, None, None)),
+        (b"1234567", (99, None, None)),
+        (struct.pack(">Q", 1 << 33), (1 << 33, None, None)),
+        (struct.pack(">QQ", 5, 1 << 40), (5, 1 << 40, None)),
+        (struct.pack(">QQI", 5, 1 << 40, 1), (5, 1 << 40, None)),
+        (struct.pack(">QQQ", 5, 6, 7), (5, 6, 7)),
+        (struct.pack(">QQq", 5, 6, -1), (5, 6, None)),
+        (struct.pack(">QQQ", 5, 6, 7) + bytes(1000), (5, 6, 7)),
+    ],
+)
+def test_qcow2_snapshot(extra: bytes, sizes: tuple[int, int | None, int | None]) -> None:
+    raw = qcow2_snapshot(extra)
+    found, used = parse.qcow2_snapshot(raw + b"\xa5" * 9, 0x50000)
+    assert used == len(raw)
+    assert (found.vm_state_size, found.disk_size, found.icount) == sizes
+    assert (found.offset, found.id_str, found.name) == (0x50000, b"1", b"first")
+    assert (found.date_sec, found.date_nsec, found.vm_clock_nsec) == (1_700_000_000, 7, 12_345)
+    assert (found.l1_table_offset, found.l1_size) == (0x40000, 3)
+    needs_all(lambda data: parse.qcow2_snapshot(data, 0), raw, used)
+
+
+def test_the_longest_qcow2_snapshot() -> None:
+    raw = qcow2_snapshot(bytes(1024), b"i" * 0xFFFF, b"n" * 0xFFFF)
+    assert len(raw) == parse.LONGEST_SNAPSHOT
+    found, used = parse.qcow2_snapshot(raw, 0)
+    assert (used, len(found.id_str), len(found.name)) == (len(raw), 0xFFFF, 0xFFFF)
+    with pytest.raises(LimitError, match="too much extra data") as caught:
+        parse.qcow2_snapshot(qcow2_snapshot(bytes(1025))[:40], 0x100)
+    assert caught.value.offset == 0x100 + 36

@@ -8,7 +8,13 @@ from pathlib import Path
 
 import click
 
-from vmstream.cli.options import json_option, page_size_option, progress_bar, stream_argument
+from vmstream.cli.options import (
+    json_option,
+    page_size_option,
+    progress_bar,
+    snapshot_option,
+    stream_argument,
+)
 from vmstream.container.open import OpenStream
 from vmstream.ops.extract import ExtractOptions, extract
 from vmstream.report.jsonout import dumps
@@ -52,6 +58,7 @@ def _size(text: str) -> int:
     type=click.Path(path_type=Path),
     help="Write an account with SHA-256 of input and outputs.",
 )
+@snapshot_option
 @page_size_option
 @json_option
 def command(
@@ -63,6 +70,7 @@ def command(
     partial: bool,
     force: bool,
     manifest: Path | None,
+    snapshot: str | None,
     page_size: int | None,
     as_json: bool,
 ) -> int:
@@ -82,7 +90,7 @@ def command(
         tuple(sys.argv[1:]),
     )  # fmt: skip
     with (
-        OpenStream(stream, digest=manifest is not None) as opened,
+        OpenStream(stream, digest=manifest is not None, snapshot=snapshot) as opened,
         progress_bar("extracting") as progress,
     ):
         report, code = extract(opened.source, options, progress, opened.container)

@@ -8,6 +8,7 @@ from vmstream.cli.options import (
     json_option,
     page_size_option,
     progress_bar,
+    snapshot_option,
     stream_argument,
     tell_error,
 )
@@ -32,6 +33,7 @@ Examples:
 @click.option("--sections", is_flag=True, help="List every section, iterable ones too.")
 @click.option("--passes", is_flag=True, help="List every pass over RAM.")
 @click.option("--quick", is_flag=True, help="Read head and tail alone; no page counts.")
+@snapshot_option
 @page_size_option
 @json_option
 def command(
@@ -40,6 +42,7 @@ def command(
     sections: bool,
     passes: bool,
     quick: bool,
+    snapshot: str | None,
     page_size: int | None,
     as_json: bool,
 ) -> int:
@@ -47,7 +50,7 @@ def command(
 
     STREAM is a file, or - for standard input.
     """
-    with OpenStream(stream) as opened, progress_bar("reading") as progress:
+    with OpenStream(stream, snapshot=snapshot) as opened, progress_bar("reading") as progress:
         report, code = inspect(
             opened.source,
             page_size=page_size,

@@ -20,6 +20,7 @@ _COMMANDS = {
     "records": ("vmstream.cli.records", "command", "List every item on the wire, in order."),
     "extract-ram": ("vmstream.cli.extract_ram", "command", "Rebuild guest RAM from a stream."),
     "xml": ("vmstream.cli.xml", "command", "Write the domain XML of a libvirt save image."),
+    "snapshots": ("vmstream.cli.snapshots", "command", "List the savevm snapshots of a qcow2."),
 }
 
 _CLOSED_PIPE = 141  # what a shell reports for SIGPIPE

@@ -17,6 +17,11 @@ stream_argument = click.argument("stream", metavar="STREAM")
 json_option = click.option("--json", "as_json", is_flag=True, help="JSON on standard output.")
 
 
+snapshot_option = click.option(
+    "--snapshot", metavar="NAME", help="The snapshot to read, by name or id, in a qcow2 image."
+)
+
+
 def page_size_option(command: Callable[..., Any]) -> Callable[..., Any]:
     """--page-size: overrule the page size that the stream shows."""
     return click.option(

@@ -4,7 +4,13 @@ from __future__ import annotations
 
 import click
 
-from vmstream.cli.options import json_option, page_size_option, progress_bar, stream_argument
+from vmstream.cli.options import (
+    json_option,
+    page_size_option,
+    progress_bar,
+    snapshot_option,
+    stream_argument,
+)
 from vmstream.container.open import OpenStream
 from vmstream.ops.records import KINDS, Records
 from vmstream.report.jsonout import record
@@ -52,12 +58,14 @@ def _range(text: str) -> tuple[int, int | None]:
     metavar="START:END",
     help="Only items with bytes in this range of offsets; reading stops at its end.",
 )
+@snapshot_option
 @page_size_option
 @json_option
 def command(
     stream: str,
     kinds: tuple[str, ...],
     span: tuple[int, int | None],
+    snapshot: str | None,
     page_size: int | None,
     as_json: bool,
 ) -> int:
@@ -68,7 +76,7 @@ def command(
     from vmstream.report.render import record_line
 
     begin, end = span
-    with OpenStream(stream) as opened, progress_bar("reading") as progress:
+    with OpenStream(stream, snapshot=snapshot) as opened, progress_bar("reading") as progress:
         records = Records(
             opened.source,
             page_size=page_size,

@@ -1,1 +1,1 @@
-"""What is around the stream: save images and compressed files, taken off layer by layer."""
+"""What is around the stream: save images, snapshots and compressed files, found by content."""

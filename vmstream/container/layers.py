@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 from vmstream.transport.source import DigestSource, Source, Window
-from vmstream.wire.parse import SaveHeader
+from vmstream.wire.parse import Qcow2Snapshot, SaveHeader
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,14 +51,16 @@ class Layer:
     """One layer around the stream.
 
     Attributes:
-        kind: 'libvirt', 'gzip', 'bzip2', 'xz', 'zstd', 'lz4' or 'lzop'.
+        kind: 'libvirt', 'qcow2', 'gzip', 'bzip2', 'xz', 'zstd', 'lz4' or 'lzop'.
         source: Its bytes, header and all; the size is known once they were read.
         image: What a libvirt save image says of itself.
+        snapshot: The snapshot of a qcow2 image whose VM state is read.
     """
 
     kind: str
     source: Source
     image: SaveImage | None = None
+    snapshot: Qcow2Snapshot | None = None
 
 
 @dataclass(slots=True)

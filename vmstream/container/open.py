@@ -14,6 +14,7 @@ from vmstream.container.layers import Container, Layer
 from vmstream.container.libvirt import note_format, open_save_image
 from vmstream.errors import OutputError, UnsupportedError
 from vmstream.transport.source import DigestSource, OpenSource, Source
+from vmstream.wire.constants import QCOW2_MAGIC
 
 # One in another; libvirt's compressed images have two, and a file of one compressed again three.
 MAX_LAYERS = 4
@@ -52,6 +53,12 @@ def _open_packed(kind: str) -> Callable[[Source, Container], Source]:
     return opened
 
 
+def _open_qcow2(source: Source, container: Container) -> Source:
+    from vmstream.container.qcow2 import open_vm_state
+
+    return open_vm_state(source, container)
+
+
 # Module, kind and extra of what only an extra installs: asked for before anything is read.
 _EXTRAS = {"lz4": ("lz4.frame", "lz4", "lz4"), "lzop": ("lzallright", "lzop", "lzo")}
 
@@ -60,6 +67,7 @@ _EXTRAS = {"lz4": ("lz4.frame", "lz4", "lz4"), "lzop": ("lzallright", "lzop", "l
 # holds several streams takes `container.snapshot`.
 _OPENERS: dict[str, tuple[re.Pattern[bytes], Callable[[Source, Container], Source]]] = {
     "libvirt": (re.compile(rb"LibvirtQ"), open_save_image),
+    "qcow2": (re.compile(re.escape(QCOW2_MAGIC)), _open_qcow2),
     **{kind: (magic, _open_packed(kind)) for kind, magic in _PACKED.items()},
 }
 
@@ -127,7 +135,8 @@ class OpenStream:
                 return
             if len(container.layers) == MAX_LAYERS:
                 raise UnsupportedError(0, f"over {MAX_LAYERS} containers, one in another")
-            if digest and container.digest is None:
+            # An image is read here and there: the digest will be that of the VM state.
+            if digest and container.digest is None and kind != "qcow2":
                 self.source = container.digest = DigestSource(self.source)
             self.source = _OPENERS[kind][1](self.source, container)
 

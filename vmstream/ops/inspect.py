@@ -14,6 +14,7 @@ from vmstream.errors import EXIT_FINDINGS
 from vmstream.guest.coverage import KINDS, BlockCoverage, RAMCoverage
 from vmstream.ops.pipeline import Findings, Progress, noted, run
 from vmstream.ops.quick import quick_events
+from vmstream.ops.snapshots import snapshot_report
 from vmstream.report import models
 from vmstream.stream.decoder import Decoder
 from vmstream.stream.events import (
@@ -470,6 +471,7 @@ def layer_reports(container: Container | None) -> list[models.LayerReport]:
                 cookie_size=None if image.cookie is None else len(image.cookie),
                 stream_offset=image.stream_offset,
             ),
+            None if layer.snapshot is None else snapshot_report(layer.snapshot),
         )
         for layer in (container.layers if container is not None else ())
     ]

@@ -46,8 +46,9 @@ class Stream:
         *,
         page_size: int | None = None,
         strict: bool = False,
+        snapshot: str | None = None,
     ) -> None:
-        self._opened = OpenStream(path)
+        self._opened = OpenStream(path, snapshot=snapshot)
         self.layers: tuple[Layer, ...] = tuple(self._opened.container.layers)
         self._decoder = Decoder(page_size, strict=strict)
         self._events = events(self._opened.source, self._decoder, container=self._opened.container)
@@ -109,17 +110,22 @@ class Stream:
 
 
 def open(  # noqa: A001
-    path: str | os.PathLike[str], *, page_size: int | None = None, strict: bool = False
+    path: str | os.PathLike[str],
+    *,
+    page_size: int | None = None,
+    strict: bool = False,
+    snapshot: str | None = None,
 ) -> Stream:
     """Open a migration stream: a file, or standard input for '-'.
 
-    It may be compressed, or stand in a libvirt save image.
+    It may be compressed, or stand in a libvirt save image or a snapshot of a qcow2 image.
 
     Args:
         path: Where it is.
         page_size: Target page size in bytes, to overrule what the stream shows.
         strict: Raise the first fault. Otherwise it becomes an `Anomaly` event, and what can be
             read behind it is.
+        snapshot: Name or id of the snapshot, if a qcow2 image has several.
 
     Raises:
         OSError: It cannot be opened.
@@ -130,4 +136,4 @@ def open(  # noqa: A001
         ...     print(stream.machine, stream.page_size, [b.idstr for b in stream.blocks])
         ...     pages = sum(len(e) for e in stream if isinstance(e, vmstream.PageBatch))
     """
-    return Stream(path, page_size=page_size, strict=strict)
+    return Stream(path, page_size=page_size, strict=strict, snapshot=snapshot)

@@ -14,6 +14,7 @@ INSPECT_SCHEMA = "vmstream.inspect/1"
 RECORDS_SCHEMA = "vmstream.records/1"
 BLOCKS_SCHEMA = "vmstream.blocks/1"
 EXTRACT_SCHEMA = "vmstream.extract-ram/1"
+SNAPSHOTS_SCHEMA = "vmstream.snapshots/1"
 
 
 def readable(name: bytes) -> str:
@@ -181,18 +182,49 @@ class SaveImageReport:
 
 
 @dataclass(frozen=True, slots=True)
+class SnapshotReport:
+    """One internal snapshot of a qcow2 image.
+
+    Attributes:
+        id: Identifier, a number in text if QEMU made it.
+        id_b64: The identifier in full, if it is not plain UTF-8.
+        name: As given to savevm.
+        name_b64: The name in full, if it is not plain UTF-8.
+        date: When it was taken, by the clock of the host: UTC, ISO 8601, to the second.
+        date_nsec: Nanoseconds of that.
+        vm_clock_nsec: Clock of the guest, nanoseconds since it was started.
+        vm_state_size: Length of the stream in it, bytes; 0 if it is of disks alone.
+        disk_size: Size of the disk when it was taken, bytes; `None` if it is not stated.
+        icount: Instructions executed, `None` if they were not counted.
+    """
+
+    id: str
+    name: str
+    date: str
+    date_nsec: int
+    vm_clock_nsec: int
+    vm_state_size: int
+    disk_size: int | None
+    icount: int | None
+    id_b64: str | None = None
+    name_b64: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
 class LayerReport:
     """One layer around the stream.
 
     Attributes:
-        kind: 'libvirt', 'gzip', 'bzip2', 'xz', 'zstd', 'lz4' or 'lzop'.
+        kind: 'libvirt', 'qcow2', 'gzip', 'bzip2', 'xz', 'zstd', 'lz4' or 'lzop'.
         size: Bytes of the layer, header and all; `None` if it was not read to its end.
         libvirt: `None` for any other kind.
+        snapshot: That of a qcow2 image whose VM state was read; `None` for any other kind.
     """
 
     kind: str
     size: int | None
     libvirt: SaveImageReport | None = None
+    snapshot: SnapshotReport | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -398,3 +430,28 @@ class ExtractReport:
     ram_blocks: list[RAMBlockReport]
     anomalies: list[AnomalyReport]
     layers: list[LayerReport] = field(default_factory=list)
+
+
+@dataclass(frozen=True, slots=True)
+class SnapshotsReport:
+    """Document of `vmstream snapshots --json`.
+
+    Attributes:
+        schema: 'vmstream.snapshots/1'.
+        input: Path.
+        input_size: Of the file, bytes.
+        version: Of the qcow2 format, 2 or 3.
+        cluster_size: Bytes.
+        disk_size: Of the disk as it is now, bytes.
+        notes: What speaks against the image, or keeps VM state from being read.
+        snapshots: In the order of the table.
+    """
+
+    schema: str
+    input: str
+    input_size: int
+    version: int
+    cluster_size: int
+    disk_size: int
+    notes: list[str]
+    snapshots: list[SnapshotReport]

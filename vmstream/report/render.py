@@ -11,7 +11,13 @@ from rich.table import Table
 from rich.text import Text
 
 from vmstream.errors import printable
-from vmstream.report.models import ExtractReport, InspectReport, PageCounts, RecordReport
+from vmstream.report.models import (
+    ExtractReport,
+    InspectReport,
+    PageCounts,
+    RecordReport,
+    SnapshotsReport,
+)
 
 # More than any table takes, so that none is made narrower.
 _WIDTH = 4000
@@ -111,6 +117,9 @@ def _layers(out: Console, report: InspectReport) -> None:
         return
     names = []
     for layer in report.layers:
+        if layer.snapshot is not None:
+            named = f"{printable(layer.snapshot.name)} (id {printable(layer.snapshot.id)})"
+            _row(out, "snapshot", f"{named}, taken {layer.snapshot.date}")
         if (image := layer.libvirt) is None:
             names.append(layer.kind)
             continue
@@ -273,6 +282,40 @@ def render_extract(report: ExtractReport, out: Console | None = None) -> None:
             notes.print(
                 f"vmstream: block {printable(block.idstr)} lacks {block.pages_missing:,} pages",
             )
+
+
+def render_snapshots(report: SnapshotsReport, out: Console | None = None) -> None:
+    """Print the snapshots to stdout, and what is to be known about the image to stderr."""
+    out = out or console()
+    what = (
+        f": qcow2 image (version {report.version}), disk of {size_text(report.disk_size)}, "
+        f"clusters of {size_text(report.cluster_size)}, "
+    )
+    count = f"{len(report.snapshots)} snapshot" + ("s" if len(report.snapshots) != 1 else "")
+    out.print(Text.assemble((printable(report.input), "bold"), what, count))
+    if report.snapshots:
+        table = _table("  id", "name", "date (UTC)", ">guest clock", ">VM state")
+        for s in report.snapshots:
+            _add(
+                table,
+                f"  {printable(s.id)}",
+                printable(s.name),
+                s.date.replace("T", " ").removesuffix("Z"),
+                clock_text(s.vm_clock_nsec),
+                f"{s.vm_state_size:,} bytes" if s.vm_state_size else "disk only",
+            )
+        out.print(table)
+    notes = console(sys.stderr)
+    for note in report.notes:
+        notes.print(f"vmstream: warning: {note}")
+
+
+def clock_text(nanoseconds: int) -> str:
+    """Nanoseconds as hours, minutes and seconds."""
+    milliseconds = nanoseconds // 1_000_000
+    minutes, rest = divmod(milliseconds, 60_000)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02}:{rest // 1000:02}.{rest % 1000:03}"
 
 
 def record_line(item: RecordReport) -> str:

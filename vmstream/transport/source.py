@@ -188,6 +188,24 @@ class FileSource:
         short = len(view) < stop - begin
         return view, offset, short or stop == end
 
+    def read_into(self, offset: int, buffer: memoryview) -> int:
+        """Fill a buffer from `offset` on; return the bytes there were, fewer only at the end."""
+        done = 0
+        while done < len(buffer):
+            got = os.preadv(self._fd, [buffer[done:]], self._start + offset + done)
+            if not got:
+                break
+            done += got
+        return done
+
+    def read_at(self, offset: int, length: int) -> bytes:
+        """Return up to `length` bytes from `offset` on, fewer only at the end.
+
+        `length` is trusted: the caller has bounded it.
+        """
+        data = bytearray(length)
+        return bytes(data[: self.read_into(offset, memoryview(data))])
+
     def close(self) -> None:
         """Close the file."""
         if self._ahead is not None:
@@ -249,12 +267,7 @@ class FileSource:
     def _read(self, begin: int, length: int) -> memoryview:
         if self._buffer is None or len(self._buffer) < length:
             self._buffer = memoryview(bytearray(max(length, READ_WINDOW)))
-        done = 0
-        while done < length:
-            got = os.preadv(self._fd, [self._buffer[done:length]], begin + done)
-            if not got:
-                break
-            done += got
+        done = self.read_into(begin - self._start, self._buffer[:length])
         return self._buffer[:done].toreadonly()
 
 

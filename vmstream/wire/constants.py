@@ -15,7 +15,7 @@ _OPENED = "vmstream.open() looks inside"
 # takes off most of these before a decoder sees them.
 FOREIGN_MAGICS: dict[bytes, tuple[str, str]] = {
     b"LibvirtQ": ("a libvirt save image", _OPENED),
-    b"QFI\xfb": ("a qcow2 image", "snapshots in it are not read by this version"),
+    b"QFI\xfb": ("a qcow2 image", _OPENED),
     b"\x1f\x8b": ("gzip data", _OPENED),
     b"\x28\xb5\x2f\xfd": ("zstd data", _OPENED),
     b"\xfd7zXZ\x00": ("xz data", _OPENED),
@@ -112,6 +112,44 @@ DEFAULT_PAGE_SIZE = 4096
 
 CAP_IGNORE_SHARED = b"x-ignore-shared"
 CAP_MAPPED_RAM = b"mapped-ram"
+
+
+class Qcow2Incompatible(IntFlag):
+    """Incompatible feature bits of a qcow2 image. QEMU v10.1.0 block/qcow2.h QCOW2_INCOMPAT_*."""
+
+    DIRTY = 0x01
+    CORRUPT = 0x02
+    DATA_FILE = 0x04  # since 4.0
+    COMPRESSION = 0x08  # since 5.1: the type is not deflate
+    EXTL2 = 0x10  # since 5.2: L2 entries of 16 bytes
+
+
+class Qcow2Compression(IntEnum):
+    """How clusters are compressed. QEMU v10.1.0 qapi/block-core.json Qcow2CompressionType."""
+
+    ZLIB = 0
+    ZSTD = 1  # since 5.1
+
+
+# QEMU v10.1.0 block/qcow2.h: QCOW_MAGIC, MIN_CLUSTER_BITS, MAX_CLUSTER_BITS.
+QCOW2_MAGIC = b"QFI\xfb"
+QCOW2_CLUSTER_BITS = range(9, 22)
+QCOW2_EXTL2_CLUSTER_BITS = range(14, 22)  # 32 subclusters of at least a sector
+QCOW2_SUBCLUSTERS = 32
+QCOW2_SECTOR = 512  # what the size of a compressed cluster is counted in
+
+# Bits of L1 and L2 entries. QEMU v10.1.0 block/qcow2.h L1E_OFFSET_MASK, L2E_OFFSET_MASK,
+# QCOW_OFLAG_COMPRESSED, QCOW_OFLAG_ZERO (since 1.1, version 3).
+QCOW2_OFFSET_MASK = 0x00FF_FFFF_FFFF_FE00
+QCOW2_COMPRESSED = 1 << 62
+QCOW2_ZERO = 1
+
+# QEMU v10.1.0 block/qcow2.h QCOW_MAX_SNAPSHOTS, QCOW_MAX_SNAPSHOTS_SIZE,
+# QCOW_MAX_SNAPSHOT_EXTRA_DATA, QCOW_MAX_L1_SIZE; the last three in bytes.
+QCOW2_MAX_SNAPSHOTS = 65536
+QCOW2_MAX_SNAPSHOT_TABLE = 1024 * QCOW2_MAX_SNAPSHOTS
+QCOW2_MAX_SNAPSHOT_EXTRA = 1024
+QCOW2_MAX_L1 = 32 << 20
 
 # Bounds of our own: what a stream may make us hold. QEMU sets none of them.
 MAX_RAM_BLOCKS = 4096

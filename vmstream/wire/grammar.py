@@ -29,7 +29,13 @@ from construct import (
     this,
 )
 
-from vmstream.wire.constants import LZOP_MAGIC, QEMU_VM_FILE_MAGIC, LzopFlag, SectionType
+from vmstream.wire.constants import (
+    LZOP_MAGIC,
+    QCOW2_MAGIC,
+    QEMU_VM_FILE_MAGIC,
+    LzopFlag,
+    SectionType,
+)
 
 # QEMU v10.1.0 migration/qemu-file.c qemu_put_counted_string(): u8 length, no NUL.
 COUNTED_STRING: Construct = Prefixed(Int8ub, GreedyBytes)
@@ -92,6 +98,52 @@ VMDESCRIPTION = Struct(
     "json" / Prefixed(Int32ub, GreedyBytes),
 )
 VMDESCRIPTION_HEAD = Struct("section_type" / Int8ub, "length" / Int32ub)
+
+# QEMU v10.1.0 block/qcow2.h QCowHeader, docs/interop/qcow2.rst. Version 3 (since 1.1) goes on, and
+# says how long it is; the compression type (since 5.1) is there if that is over 104.
+QCOW2_HEADER = Struct(
+    "magic" / Const(QCOW2_MAGIC),
+    "version" / Int32ub,
+    "backing_file_offset" / Int64ub,
+    "backing_file_size" / Int32ub,
+    "cluster_bits" / Int32ub,
+    "size" / Int64ub,
+    "crypt_method" / Int32ub,
+    "l1_size" / Int32ub,
+    "l1_table_offset" / Int64ub,
+    "refcount_table_offset" / Int64ub,
+    "refcount_table_clusters" / Int32ub,
+    "nb_snapshots" / Int32ub,
+    "snapshots_offset" / Int64ub,
+)
+QCOW2_HEADER_V3 = Struct(
+    "incompatible_features" / Int64ub,
+    "compatible_features" / Int64ub,
+    "autoclear_features" / Int64ub,
+    "refcount_order" / Int32ub,
+    "header_length" / Int32ub,
+    "compression_type" / If(this.header_length > 104, Int8ub),
+)
+
+# QEMU v10.1.0 block/qcow2-snapshot.c QCowSnapshotHeader, qcow2_write_snapshots(). The first 24
+# bytes of the extra data are known. An entry starts at a multiple of 8 bytes.
+QCOW2_SNAPSHOT = Struct(
+    "l1_table_offset" / Int64ub,
+    "l1_size" / Int32ub,
+    "id_str_size" / Rebuild(Int16ub, lambda c: len(c.id_str)),
+    "name_size" / Rebuild(Int16ub, lambda c: len(c.name)),
+    "date_sec" / Int32ub,
+    "date_nsec" / Int32ub,
+    "vm_clock_nsec" / Int64ub,
+    "vm_state_size" / Int32ub,
+    "extra_data_size" / Rebuild(Int32ub, lambda c: len(c.extra_data)),
+    "extra_data" / Bytes(this.extra_data_size),
+    "id_str" / Bytes(this.id_str_size),
+    "name" / Bytes(this.name_size),
+)
+# What of the extra data is there: vm_state_size_large (since 0.11), disk_size (since 1.1),
+# icount (since 5.2; all ones where there is none).
+QCOW2_SNAPSHOT_EXTRA = GreedyRange(Int64ub)
 
 # QEMU v10.1.0 migration/ram.c: every RAM record starts with this word,
 # a block offset (or a total) with the flags in the bits below the page size.

@@ -18,6 +18,10 @@ from vmstream.wire.constants import (
     FOREIGN_MAGICS,
     MAX_CONFIGURATION,
     MAX_RAM_BLOCKS,
+    QCOW2_CLUSTER_BITS,
+    QCOW2_EXTL2_CLUSTER_BITS,
+    QCOW2_MAGIC,
+    QCOW2_MAX_SNAPSHOT_EXTRA,
     QEMU_SAVE_MAGIC,
     QEMU_SAVE_PARTIAL,
     QEMU_SAVE_VERSIONS,
@@ -25,6 +29,8 @@ from vmstream.wire.constants import (
     QEMU_VM_FILE_VERSION,
     RAM_FLAG_MASK,
     MigCmd,
+    Qcow2Compression,
+    Qcow2Incompatible,
     SectionType,
 )
 from vmstream.wire.layout import is_legal_flags
@@ -32,6 +38,10 @@ from vmstream.wire.layout import is_legal_flags
 Buffer = bytes | memoryview
 
 LONGEST_SECTION_HEAD = 1 + 4 + 256 + 4 + 4
+LONGEST_SNAPSHOT = 40 + QCOW2_MAX_SNAPSHOT_EXTRA + 2 * 0xFFFF
+QCOW2_HEADER_SIZE = 112  # the part of it that is read
+
+_NO_ICOUNT = (1 << 64) - 1  # QEMU v10.1.0 block/qcow2-snapshot.c: -1ULL
 
 
 class Short(Exception):
@@ -107,6 +117,62 @@ class LzopBlock:
     crc32: int | None
     packed_adler32: int | None
     packed_crc32: int | None
+
+
+@dataclass(frozen=True, slots=True)
+class Qcow2Header:
+    """What the header of a qcow2 image says; sizes and offsets in bytes.
+
+    Attributes:
+        version: 2 or 3.
+        cluster_bits: Binary logarithm of the cluster size.
+        size: Of the disk.
+        crypt_method: 0 none, 1 AES, 2 LUKS.
+        snapshot_count: Entries of the snapshot table.
+        snapshots_offset: Where that is.
+        incompatible: Feature bits, all of them known.
+        compression: How compressed clusters are.
+    """
+
+    version: int
+    cluster_bits: int
+    size: int
+    crypt_method: int
+    snapshot_count: int
+    snapshots_offset: int
+    incompatible: Qcow2Incompatible
+    compression: Qcow2Compression
+
+
+@dataclass(frozen=True, slots=True)
+class Qcow2Snapshot:
+    """One entry of a snapshot table; sizes and offsets in bytes.
+
+    Attributes:
+        offset: Of the entry in the image.
+        id_str: Identifier, a number in text if QEMU made it.
+        name: As given to savevm.
+        date_sec: When it was taken, seconds since the epoch.
+        date_nsec: Nanoseconds of that.
+        vm_clock_nsec: Clock of the guest, nanoseconds.
+        vm_state_size: The one that counts of the two there are; 0 for a snapshot of disks alone.
+        disk_size: `None` where the entry does not state it.
+        icount: Instructions, `None` where they were not counted.
+        l1_table_offset: Of the L1 table of the snapshot.
+        l1_size: Its entries.
+    """
+
+    offset: int
+    id_str: bytes
+    name: bytes
+    date_sec: int
+    date_nsec: int
+    vm_clock_nsec: int
+    vm_state_size: int
+    disk_size: int | None
+    icount: int | None
+    l1_table_offset: int
+    l1_size: int
 
 
 def _run(
@@ -285,6 +351,101 @@ def mapped_ram_block(data: Buffer, offset: int, *, ignore_shared: bool) -> tuple
     block = BlockEntry(found.idstr, found.used_length, None, found.gpa, None)
     entry = MappedEntry(block, header.page_size, header.bitmap_offset, header.pages_offset)
     return entry, used + size
+
+
+def qcow2_header(data: Buffer) -> Qcow2Header:
+    """Parse the header of a qcow2 image; the first 112 bytes have all of it that counts.
+
+    Raises:
+        Short: `data` ends inside it.
+        FormatError: This is no qcow2 image, or QEMU would not open it.
+        UnsupportedError: Another version, or features that are not known.
+    """
+    context = "qcow2 header"
+    magic = bytes(data[:4])
+    if magic != QCOW2_MAGIC[: len(magic)]:
+        raise FormatError(
+            0, "not a qcow2 image", context=context, expected=repr(QCOW2_MAGIC),
+            found=repr(magic), advice="give the disk image that QEMU's savevm wrote to",
+        )  # fmt: skip
+    found, used = _run(grammar.QCOW2_HEADER, data, 0, context)
+    if found.version not in (2, 3):
+        raise UnsupportedError(
+            4, "version of qcow2 that is not read here", context=context,
+            expected="2 or 3", found=str(found.version),
+            advice="convert it with the QEMU that wrote it",
+        )  # fmt: skip
+    features, compression = 0, 0
+    if found.version == 3:
+        more, _ = _run(grammar.QCOW2_HEADER_V3, data[used:], used, context)
+        features, compression = more.incompatible_features, more.compression_type or 0
+        if more.header_length < 104:
+            raise FormatError(
+                100, "header of an impossible length", context=context,
+                expected="104 bytes or more", found=str(more.header_length),
+            )  # fmt: skip
+    unknown = features & ~sum(Qcow2Incompatible)
+    if unknown:
+        raise UnsupportedError(
+            72, "features that are not known, and change what the image means", context=context,
+            found=f"bits {unknown:#x}", advice="a later QEMU wrote it; read it with that one",
+        )  # fmt: skip
+    incompatible = Qcow2Incompatible(features)
+    # QEMU v10.1.0 block/qcow2.c validate_compression_type().
+    if (compression != 0) != bool(incompatible & Qcow2Incompatible.COMPRESSION):
+        raise FormatError(
+            104, "compression type and feature bit disagree", context=context,
+            found=f"type {compression}", advice="the header is damaged",
+        )  # fmt: skip
+    if compression not in list(Qcow2Compression):
+        raise UnsupportedError(
+            104, "unknown compression type", context=context, found=str(compression),
+            advice="a later QEMU wrote it; read it with that one",
+        )  # fmt: skip
+    extended = bool(incompatible & Qcow2Incompatible.EXTL2)
+    bits = QCOW2_EXTL2_CLUSTER_BITS if extended else QCOW2_CLUSTER_BITS
+    if found.cluster_bits not in bits:
+        raise FormatError(
+            20, "impossible cluster size", context=context,
+            expected=f"{bits[0]} to {bits[-1]} bits", found=str(found.cluster_bits),
+            advice="the header is damaged",
+        )  # fmt: skip
+    return Qcow2Header(
+        found.version, found.cluster_bits, found.size, found.crypt_method, found.nb_snapshots,
+        found.snapshots_offset, incompatible, Qcow2Compression(compression),
+    )  # fmt: skip
+
+
+def qcow2_snapshot(data: Buffer, offset: int) -> tuple[Qcow2Snapshot, int]:
+    """Parse one entry of a snapshot table, which is padded to a multiple of 8 bytes.
+
+    Raises:
+        Short: The entry goes on behind `data`.
+        LimitError: It has more extra data than QEMU takes.
+    """
+    context = "qcow2 snapshot table"
+    # Of the extra data, so that none is read that is too much.
+    size = int.from_bytes(data[36:40], "big") if len(data) >= 40 else 0
+    if size > QCOW2_MAX_SNAPSHOT_EXTRA:
+        raise LimitError(
+            offset + 36, "too much extra data", context=context,
+            expected=f"{QCOW2_MAX_SNAPSHOT_EXTRA} bytes at most", found=str(size),
+            advice="the table is damaged, or 'qemu-img check -r all' on a copy can repair it",
+        )  # fmt: skip
+    found, used = _run(grammar.QCOW2_SNAPSHOT, data, offset, context)
+    # QEMU v10.1.0 block/qcow2-snapshot.c qcow2_do_read_snapshots(): each is there if it fits.
+    whole = found.extra_data[: len(found.extra_data) // 8 * 8][:24]
+    extra: list[int] = list(grammar.QCOW2_SNAPSHOT_EXTRA.parse(whole))
+    large, disk_size, icount, *_ = [*extra, None, None, None]
+    return (
+        Qcow2Snapshot(
+            offset, found.id_str, found.name, found.date_sec, found.date_nsec, found.vm_clock_nsec,
+            found.vm_state_size if large is None else large, disk_size,
+            None if icount in (None, _NO_ICOUNT) else icount,
+            found.l1_table_offset, found.l1_size,
+        ),
+        used,
+    )  # fmt: skip
 
 
 def ram_block_list(
