@@ -179,7 +179,7 @@ def test_no_file(tmp_path: Path) -> None:
 
 def test_kinds_are_told_apart() -> None:
     assert kind_of(memoryview(b"QEVM\0\0\0\3")) is None
-    assert set(seam._OPENERS) == {"libvirt", *PACK, *MISSING}
+    assert set(seam._OPENERS) == {"libvirt", "qcow2", *PACK, *MISSING}
 
 
 def test_windows_of_a_save_image_are_those_of_the_file() -> None:

@@ -265,6 +265,10 @@ def everything() -> StreamWriter:
     return w
 
 
+# Where these are, there are no page records.
+MAPPED = ("mapped-block", "unset")
+
+
 def test_everything_is_there() -> None:
     w = everything()
     found = lines(bytes(w))
@@ -272,7 +276,7 @@ def test_everything_is_there() -> None:
     seen = {item.type for item in found} | {
         str(item.fields["kind"]) for item in found if item.type == "pages"
     }
-    assert set(KINDS) - seen <= {"gap", "anomaly"}
+    assert set(KINDS) - seen <= {"gap", "anomaly", *MAPPED}
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -280,7 +284,23 @@ def test_kinds(kind: str) -> None:
     data = bytes(everything())
     found = [i for i in lines(data) if kind in (i.type, i.fields.get("kind"))]
     assert lines(data, kinds=(kind,)) == found
-    assert bool(found) == (kind not in ("gap", "anomaly"))
+    assert bool(found) == (kind not in ("gap", "anomaly", *MAPPED))
+
+
+def test_mapped_ram() -> None:
+    """Its headers, and runs of pages that are there or not, which fill the areas."""
+    found = lines(open_fixture("mapped-10.0-pc"))
+    assert {i.fields["kind"] for i in found if i.type == "pages"} == {"normal", "unset"}
+    headers = [i for i in found if i.type == "mapped-block"]
+    blocks = next(i.fields["blocks"] for i in found if i.type == "ram-blocks")
+    assert isinstance(blocks, list)
+    assert [h.fields["block_index"] for h in headers] == list(range(len(blocks)))
+    for block in blocks:
+        pages = [i for i in found if i.fields.get("block") == block["idstr"]]
+        assert sum(i.end - i.offset for i in pages) == block["used_length"]
+    assert [i for i in found if i.fields.get("kind") == "unset"] == lines(
+        open_fixture("mapped-10.0-pc"), kinds=("unset",)
+    )
 
 
 def test_several_kinds() -> None:

@@ -23,8 +23,8 @@ Examples:
   vmstream records dump.bin --json --kind xbzrle | jq -r .block_offset
 
 \b
-Kinds: header configuration section ram-blocks pages normal zero xbzrle compressed
-ram-control payload footer command eof vmdescription padding gap anomaly
+Kinds: header configuration section ram-blocks mapped-block pages normal zero xbzrle
+compressed unset ram-control payload footer command eof vmdescription padding gap anomaly
 """
 
 

@@ -108,8 +108,8 @@ class Qcow2Image:
             if len(usable) == 1:
                 return usable[0]
             raise OutputError(
-                f"the image has {len(usable)} snapshots with VM state, and none was named (--snapshot): "
-                + _listed(usable)
+                f"the image has {len(usable)} snapshots with VM state, and none was named "
+                f"(--snapshot): {_listed(usable)}"
             )
         key = wanted.encode("utf-8", "surrogateescape")
         named = [s for s in self.snapshots if s.name == key]
