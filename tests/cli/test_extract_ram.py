@@ -131,7 +131,6 @@ def test_partial(tmp_path: Path) -> None:
     ("name", "word"),
     [
         ("multifd-7.2-pc.ch0", "multifd"),
-        ("postcopy-11.1-pc.ch0", "POSTCOPY"),
         ("ignoreshared-10.0-pc", "x-ignore-shared"),
     ],
 )

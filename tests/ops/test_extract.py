@@ -58,7 +58,6 @@ FOUR_GIB = 4 * GIB
 REFUSED = {
     "multifd-7.2-pc.ch0": "mem",
     "multifd-11.1-pc.ch0": "mem",
-    "postcopy-11.1-pc.ch0": "pc.ram",
     "ignoreshared-10.0-pc": "mem",
 }
 INTERRUPTED = ["interrupted-11.1-pc", "interrupted-pipe-11.1-pc", "interrupted-stopped-11.1-q35"]
@@ -1142,3 +1141,85 @@ def test_a_difference_to_nothing(pages: int, tmp_path: Path) -> None:
         (first, "xbzrle-base", "warning")
     ]
     assert f"{pages} XBZRLE records" in report.anomalies[0].message
+
+
+# ---- postcopy -----------------------------------------------------------------------------------
+
+
+def withdrawn(
+    *ranges: tuple[int, int], again: tuple[int, ...] = (), block: str = "mem"
+) -> StreamWriter:
+    """Eight pages of data, of which ranges are withdrawn, and some of those sent again."""
+    w = StreamWriter()
+    w.header()
+    w.configuration("pc-q35-9.0")
+    w.postcopy_advise()
+    w.ram_start([RamBlock("mem", 8 * PAGE), RamBlock("pc.bios", PAGE)])
+    with w.ram_part():
+        for page in range(8):
+            w.page("mem", page * PAGE, bytes([page + 1]) * PAGE)
+        w.zero("pc.bios", 0)
+    w.ram_discard(block, ranges)
+    with w.ram_end():
+        for page in again:
+            w.page("mem", page * PAGE, b"\x99" * PAGE)
+    w.device(rtc(8 * PAGE, 0))
+    w.eof()
+    w.vmdescription()
+    return w
+
+
+def test_pages_that_are_withdrawn_and_sent_again(tmp_path: Path) -> None:
+    w = withdrawn((PAGE, 2 * PAGE), (7 * PAGE, PAGE), again=(7, 1, 2))
+    report, code = run(write(tmp_path / "s", w), output=tmp_path / "image")
+    assert code == 0, report.anomalies
+    assert (tmp_path / "image").read_bytes() == w.blocks["mem"]
+    assert report.ram_blocks[0].pages_missing == 0
+
+
+def test_pages_that_are_withdrawn_for_good(tmp_path: Path) -> None:
+    """As after an interruption, or in the main channel of postcopy-preempt."""
+    w = withdrawn((PAGE, 3 * PAGE), again=(2,))
+    path = write(tmp_path / "s", w)
+    with pytest.raises(UnsupportedError, match="postcopy-preempt"):
+        run(path, output=tmp_path / "image")
+    assert files_in(tmp_path) == {"s"}
+    report, code = run(path, output=tmp_path / "image", partial=True)
+    assert code == 1
+    assert [a.code for a in report.anomalies] == ["pages-elsewhere"]
+    assert report.ram_blocks[0].pages_missing == 2
+    # What was withdrawn is gone, not what it was before.
+    assert (tmp_path / "image").read_bytes() == w.blocks["mem"]
+
+
+@pytest.mark.parametrize(
+    ("ranges", "block"),
+    [
+        (((8 * PAGE, PAGE),), "mem"),
+        (((7 * PAGE, 2 * PAGE),), "mem"),
+        (((100, PAGE),), "mem"),
+        (((0, 100),), "mem"),
+        (((1 << 63, 1 << 63),), "mem"),
+        (((0, PAGE),), "none"),
+        ((), "mem"),
+    ],
+)
+def test_what_cannot_be_withdrawn(
+    ranges: tuple[tuple[int, int], ...], block: str, tmp_path: Path
+) -> None:
+    w = withdrawn((0, PAGE), again=(0,))
+    (item,) = w.items_of("COMMAND")[-1:]
+    data = bytearray(bytes(w))
+    body = b"\0" + bytes([len(block)]) + block.encode() + b"\0"
+    body += b"".join(struct.pack(">QQ", *r) for r in ranges)
+    command = b"\x08" + struct.pack(">HH", 6, len(body)) + body
+    data[item.offset : item.stop] = command
+    path = write(tmp_path / "s", bytes(data))
+    with pytest.raises(IntegrityError, match="withdrawn") as caught:
+        run(path, output=tmp_path / "image")
+    assert caught.value.offset == item.offset
+    report, code = run(path, output=tmp_path / "image", partial=True)
+    assert code == IntegrityError.exit_code
+    assert {(a.offset, a.code) for a in report.anomalies} == {
+        (item.offset, "command"), (item.offset, "integrity"),
+    }  # fmt: skip

@@ -501,3 +501,20 @@ def test_the_longest_qcow2_snapshot() -> None:
     with pytest.raises(LimitError, match="too much extra data") as caught:
         parse.qcow2_snapshot(qcow2_snapshot(bytes(1025))[:40], 0x100)
     assert caught.value.offset == 0x100 + 36
+
+
+def test_discarded_ranges() -> None:
+    """QEMU v10.1.0 migration/savevm.c loadvm_postcopy_ram_handle_discard()."""
+    data = b"\0\3mem\0" + struct.pack(">4Q", 0x1000, 0x2000, 0x8000, 0x1000)
+    assert parse.discarded_ranges(data) == (b"mem", ((0x1000, 0x2000), (0x8000, 0x1000)))
+    for wrong in (
+        b"",
+        data[:7],
+        data[:-1],
+        data + b"\0",
+        b"\1" + data[1:],
+        data[:5] + b"\1" + data[6:],
+        b"\0\3mem\0",
+        b"\0\xffmem\0" + data[7:],
+    ):
+        assert parse.discarded_ranges(wrong) is None

@@ -241,6 +241,10 @@ class RAMCoverage:
             self.baseless += int(np.count_nonzero(baseless))
         self._look_for_damage(key, batch.record_offset)
 
+    def discard(self, block: int, start: int, length: int) -> None:
+        """Take a range of a block for never sent; bytes, on page boundaries."""
+        self.blocks[block].sent.discard_range(start >> self._shift, (start + length) >> self._shift)
+
     def add_mapped(self, event: MappedPages) -> None:
         """Count a stretch of a mapped-ram page area: pages that are not there are zero."""
         if not self.passes:

@@ -33,6 +33,9 @@ _COMPRESS_HEAD_SIZE = struct_of(grammar.COMPRESS_PAGE_HEAD).size
 # Bytes of pages that are decoded at a time.
 _DECODED = 8 << 20
 
+# Pages that are looked at at a time when a range is discarded.
+_DISCARDED = 1 << 18
+
 _Numbers = NDArray[np.int64]
 
 
@@ -114,6 +117,12 @@ class RAMImage:
             return
         for index in np.unique(block).tolist():
             self._add(batch, index, np.flatnonzero(block == index))
+
+    def discard(self, block: int, start: int, length: int) -> None:
+        """Make a range of a block as if it had never been written; bytes, on page boundaries."""
+        first, stop = start // self._page_size, -(-(start + length) // self._page_size)
+        for at in range(first, stop, _DISCARDED):
+            self._write_zeros(block, np.arange(at, min(at + _DISCARDED, stop)))
 
     def add_mapped(self, event: MappedPages) -> None:
         """Write a stretch of a mapped-ram page area, run by run from where it is."""

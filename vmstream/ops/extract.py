@@ -159,11 +159,7 @@ class _Writer:
         elif isinstance(event, RAMBlockList):
             self._check(event.blocks)
         elif isinstance(event, Command) and event.cmd == MigCmd.POSTCOPY_RAM_DISCARD:
-            raise UnsupportedError(
-                event.offset,
-                "POSTCOPY_RAM_DISCARD: pages are withdrawn and sent again",
-                advice="postcopy is not extracted by this version; `vmstream inspect` reads it",
-            )
+            self._discard(event)
 
     # What can be refused before anything is read.
     def _check(self, blocks: tuple[RAMBlock, ...]) -> None:
@@ -218,6 +214,21 @@ class _Writer:
             return physical_map(Evidence(machine, blocks), self._options.below_4g)
         except OutputError:
             return concatenated(blocks, ram_blocks(blocks))
+
+    def _discard(self, event: Command) -> None:
+        ranges = self._summary.discarded(event)
+        if ranges is None:
+            error = IntegrityError(
+                event.offset,
+                "pages are withdrawn that there are not",
+                context="POSTCOPY_RAM_DISCARD",
+            )
+            if not self._options.partial:
+                raise error
+            self._page_fault(error)
+        if self._image is not None:
+            for block, start, length in ranges or ():
+                self._image.discard(block, start, length)
 
     def _page_fault(self, error: IntegrityError) -> None:
         self._summary.findings.on(fault(error))
@@ -383,7 +394,7 @@ def _peek(source: Source, options: ExtractOptions) -> Evidence | None:
 # Refuse what would be a wrong image, said or not.
 def _check_whole(summary: Summary, options: ExtractOptions) -> None:
     elsewhere = summary.pages_elsewhere()
-    if elsewhere:
+    if elsewhere and not (options.partial and "multifd" not in elsewhere):
         raise UnsupportedError(0, elsewhere, advice="they are not read by this version")
     if CAP_IGNORE_SHARED in summary.capabilities and options.all_blocks is None:
         wanted = [options.block] if options.block else None

@@ -46,7 +46,7 @@ from vmstream.wire.constants import (
     SectionType,
     command_name,
 )
-from vmstream.wire.parse import command_fields
+from vmstream.wire.parse import command_fields, discarded_ranges
 from vmstream.wire.vmsd import VMDescriptionLayout
 
 # What a stream can make the report hold.
@@ -108,6 +108,7 @@ class Summary:
         self.ended = False
         self.read = False
         self._footers = False
+        self._discarded = False
         self._live: dict[int, SectionSummary] = {}
         self._current: SectionSummary | None = None
 
@@ -206,6 +207,19 @@ class Summary:
                 f"offset {event.offset:#x}: command {event.cmd} with {len(event.data)} bytes of "
                 "data, which QEMU refuses",
             )
+        if event.cmd == MigCmd.POSTCOPY_RAM_DISCARD:
+            ranges = self.discarded(event)
+            if ranges is None:
+                self._note(
+                    "warning",
+                    "command",
+                    event.offset,
+                    f"offset {event.offset:#x}: POSTCOPY_RAM_DISCARD of what QEMU refuses",
+                )
+            for block, start, length in ranges or ():
+                self._discarded = True
+                if self.coverage is not None:
+                    self.coverage.discard(block, start, length)
         # An ADVISE without data is for dirty bitmaps alone.
         bare_advise = event.cmd == MigCmd.POSTCOPY_ADVISE and not event.data
         if not bare_advise and (feature := _FEATURE_OF_COMMAND.get(event.cmd)):
@@ -220,6 +234,22 @@ class Summary:
                     command_fields(event.cmd, event.data),
                 )
             )
+
+    def discarded(self, event: Command) -> list[tuple[int, int, int]] | None:
+        """Ranges of a POSTCOPY_RAM_DISCARD as (block, start, length); `None` if they are illegal.
+
+        QEMU v10.1.0 migration/ram.c ram_discard_range(), system/physmem.c
+        ram_block_discard_range(): within the block, on page boundaries.
+        """
+        found = discarded_ranges(event.data)
+        index = next((i for i, b in enumerate(self.blocks) if found and b.idstr == found[0]), None)
+        if found is None or index is None:
+            return None
+        size = self.coverage.page_size if self.coverage else DEFAULT_PAGE_SIZE
+        for start, length in found[1]:
+            if start % size or length % size or start + length > self.blocks[index].used_length:
+                return None
+        return [(index, start, length) for start, length in found[1]]
 
     # Sections that came before their description was known were framed by their footers.
     def _confirm(self, layout: VMDescriptionLayout) -> None:
@@ -338,6 +368,11 @@ class Summary:
             and any(b.pages_missing for b in self.coverage_blocks())
         ):
             return "this is the main channel of multifd: pages travel on the other channels"
+        if self._discarded and any(b.pages_missing for b in self.coverage_blocks()):
+            return (
+                "pages that postcopy withdrew were not sent again: the rest is cut off, or on "
+                "the second channel of postcopy-preempt"
+            )
         return ""
 
     @property

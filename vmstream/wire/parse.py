@@ -303,6 +303,23 @@ def command_fields(cmd: int, data: bytes) -> dict[str, int]:
     return {k: v for k, v in found.items() if not k.startswith("_")}
 
 
+def discarded_ranges(data: bytes) -> tuple[bytes, tuple[tuple[int, int], ...]] | None:
+    """Parse the data of POSTCOPY_RAM_DISCARD: the name of a block, and (start, length) in bytes.
+
+    `None` if QEMU would refuse it. QEMU v10.1.0 migration/savevm.c
+    loadvm_postcopy_ram_handle_discard().
+    """
+    try:
+        found = grammar.COMMAND_RAM_DISCARD.parse(data)
+    except construct.ConstructError:
+        return None
+    ranges = tuple((r.start, r.length) for r in found.ranges)
+    # Version, length, name and NUL, then whole ranges.
+    if found.version or not ranges or len(data) != 3 + len(found.idstr) + 16 * len(ranges):
+        return None
+    return bytes(found.idstr), ranges
+
+
 # Name, length, address, and the header.
 LONGEST_MAPPED_ENTRY = 256 + 8 + 8 + grammar.MAPPED_RAM_HEADER.sizeof()
 
