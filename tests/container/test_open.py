@@ -16,6 +16,7 @@ from tests.ops.test_extract import pipe_of
 from tests.transport.test_source import standard_input
 from tests.truth import (
     check_block,
+    load_manifest,
     open_fixture,
     qcow2_file,
     qcow2_names,
@@ -236,3 +237,29 @@ def test_no_snapshots_here(tmp_path: Path) -> None:
     run = vmstream("inspect", tmp_path / "s", "--snapshot", "first")
     assert run.status == 2
     assert "nothing here has snapshots" in run.err
+
+
+# -- pipes that are copied first ------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", ["mapped-10.0-pc", "qcow2"])
+def test_spool(name: str, tmp_path: Path) -> None:
+    """What takes seeking comes from a pipe, too; nothing is left behind."""
+    spool = tmp_path / "spool"
+    spool.mkdir()
+    if name == "qcow2":
+        data, more = qcow2_file(qcow2_names()[0], tmp_path).read_bytes(), ["--snapshot", "first"]
+        truth = snapshot_manifests(qcow2_names()[0])["first"]
+    else:
+        data, more, truth = open_fixture(name), [], load_manifest(name)
+    out = tmp_path / "out"
+    run = vmstream("extract-ram", "-", "--block", "mem", "-o", out, *more, stdin=data)
+    assert run.status == 4
+    assert "--spool DIR" in run.err
+    more += ["--spool", str(spool)]
+    run = vmstream("extract-ram", "-", "--block", "mem", "-o", out, *more, stdin=data)
+    assert run.status == 0, run.err
+    check_block(truth, "mem", out)
+    assert list(spool.iterdir()) == []
+    assert vmstream("inspect", "-", *more, stdin=data).status == 0
+    assert vmstream("inspect", "-", "--spool", str(tmp_path / "none"), stdin=data).status == 2

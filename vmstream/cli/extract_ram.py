@@ -13,6 +13,7 @@ from vmstream.cli.options import (
     page_size_option,
     progress_bar,
     snapshot_option,
+    spool_option,
     stream_argument,
 )
 from vmstream.container.open import OpenStream
@@ -59,6 +60,7 @@ def _size(text: str) -> int:
     help="Write an account with SHA-256 of input and outputs.",
 )
 @snapshot_option
+@spool_option
 @page_size_option
 @json_option
 def command(
@@ -71,6 +73,7 @@ def command(
     force: bool,
     manifest: Path | None,
     snapshot: str | None,
+    spool: str | None,
     page_size: int | None,
     as_json: bool,
 ) -> int:
@@ -90,7 +93,7 @@ def command(
         tuple(sys.argv[1:]),
     )  # fmt: skip
     with (
-        OpenStream(stream, digest=manifest is not None, snapshot=snapshot) as opened,
+        OpenStream(stream, digest=manifest is not None, snapshot=snapshot, spool=spool) as opened,
         progress_bar("extracting") as progress,
     ):
         report, code = extract(opened.source, options, progress, opened.container)

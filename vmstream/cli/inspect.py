@@ -9,6 +9,7 @@ from vmstream.cli.options import (
     page_size_option,
     progress_bar,
     snapshot_option,
+    spool_option,
     stream_argument,
     tell_error,
 )
@@ -34,6 +35,7 @@ Examples:
 @click.option("--passes", is_flag=True, help="List every pass over RAM.")
 @click.option("--quick", is_flag=True, help="Read head and tail alone; no page counts.")
 @snapshot_option
+@spool_option
 @page_size_option
 @json_option
 def command(
@@ -43,6 +45,7 @@ def command(
     passes: bool,
     quick: bool,
     snapshot: str | None,
+    spool: str | None,
     page_size: int | None,
     as_json: bool,
 ) -> int:
@@ -50,7 +53,10 @@ def command(
 
     STREAM is a file, or - for standard input.
     """
-    with OpenStream(stream, snapshot=snapshot) as opened, progress_bar("reading") as progress:
+    with (
+        OpenStream(stream, snapshot=snapshot, spool=spool) as opened,
+        progress_bar("reading") as progress,
+    ):
         report, code = inspect(
             opened.source,
             page_size=page_size,

@@ -22,6 +22,14 @@ snapshot_option = click.option(
 )
 
 
+spool_option = click.option(
+    "--spool",
+    type=click.Path(exists=True, file_okay=False),
+    metavar="DIR",
+    help="Copy a pipe to a file in DIR first, for what takes seeking.",
+)
+
+
 def page_size_option(command: Callable[..., Any]) -> Callable[..., Any]:
     """--page-size: overrule the page size that the stream shows."""
     return click.option(

@@ -9,6 +9,7 @@ from vmstream.cli.options import (
     page_size_option,
     progress_bar,
     snapshot_option,
+    spool_option,
     stream_argument,
 )
 from vmstream.container.open import OpenStream
@@ -59,6 +60,7 @@ def _range(text: str) -> tuple[int, int | None]:
     help="Only items with bytes in this range of offsets; reading stops at its end.",
 )
 @snapshot_option
+@spool_option
 @page_size_option
 @json_option
 def command(
@@ -66,6 +68,7 @@ def command(
     kinds: tuple[str, ...],
     span: tuple[int, int | None],
     snapshot: str | None,
+    spool: str | None,
     page_size: int | None,
     as_json: bool,
 ) -> int:
@@ -76,7 +79,10 @@ def command(
     from vmstream.report.render import record_line
 
     begin, end = span
-    with OpenStream(stream, snapshot=snapshot) as opened, progress_bar("reading") as progress:
+    with (
+        OpenStream(stream, snapshot=snapshot, spool=spool) as opened,
+        progress_bar("reading") as progress,
+    ):
         records = Records(
             opened.source,
             page_size=page_size,

@@ -13,7 +13,7 @@ from typing import Self
 from vmstream.container.layers import Container, Layer
 from vmstream.container.libvirt import note_format, open_save_image
 from vmstream.errors import OutputError, UnsupportedError
-from vmstream.transport.source import DigestSource, OpenSource, Source
+from vmstream.transport.source import DigestSource, OpenSource, PipeSource, Source, spooled
 from vmstream.wire.constants import QCOW2_MAGIC
 
 # One in another; libvirt's compressed images have two, and a file of one compressed again three.
@@ -81,6 +81,7 @@ class OpenStream:
         path: Where it is.
         snapshot: Name or id of the snapshot to read, for what can hold several.
         digest: Take the SHA-256 of the input itself, if there is anything around the stream.
+        spool: Directory for a copy of what comes in a pipe, so that it can be sought in.
         image_only: Stop at a libvirt save image, and leave what is in it alone.
 
     Attributes:
@@ -100,9 +101,12 @@ class OpenStream:
         snapshot: str | None = None,
         digest: bool = False,
         image_only: bool = False,
+        spool: str | os.PathLike[str] | None = None,
     ) -> None:
         self.container = Container(snapshot=snapshot)
         self.source = OpenSource(path).source
+        if spool is not None and isinstance(self.source, PipeSource):
+            self.source = spooled(self.source, spool)
         try:
             self._take_off(digest=digest, image_only=image_only)
             if self.container.snapshot is not None:

@@ -173,7 +173,7 @@ def _file(source: Source) -> FileSource:
     if not isinstance(source, FileSource):
         raise UnsupportedError(
             0, "a qcow2 image is read here and there, which a pipe cannot",
-            advice="save it to a file and give that",
+            advice="save it to a file and give that, or --spool DIR",
         )  # fmt: skip
     return source
 

@@ -16,6 +16,7 @@ import mmap
 import os
 import select
 import stat
+import tempfile
 import threading
 import time
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -295,7 +296,7 @@ class PipeSource:
             raise UnsupportedError(
                 offset,
                 "this stream takes an input to seek in, and this is a pipe",
-                advice="save it to a file first",
+                advice="save it to a file first, or give --spool DIR",
             )
         held = self._buffer[self._filled - kept : self._filled]
         if need > len(self._buffer):
@@ -387,6 +388,28 @@ class OpenSource:
 
     def __exit__(self, *exc: object) -> None:
         self.source.close()
+
+
+def spooled(source: PipeSource, directory: str | os.PathLike[str]) -> FileSource:
+    """Copy what a pipe holds to a file without a name, and close the pipe.
+
+    Raises:
+        OSError: The directory cannot be written to, or is full; with its path.
+    """
+    offset, at_end = 0, False
+    try:
+        with tempfile.TemporaryFile(dir=directory, buffering=0) as file:
+            while not at_end:
+                view, base, at_end = source.window(offset, 1)
+                rest = view[offset - base :]
+                offset += len(rest)
+                while rest:
+                    rest = rest[file.write(rest) :]
+            return FileSource(os.dup(file.fileno()), source.name)
+    except OSError as exc:
+        raise OSError(exc.errno, exc.strerror, os.fspath(directory)) from exc
+    finally:
+        source.close()
 
 
 def _open(path: str | os.PathLike[str]) -> Source:
