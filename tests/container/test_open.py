@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import os
 from pathlib import Path
 
@@ -263,3 +264,20 @@ def test_spool(name: str, tmp_path: Path) -> None:
     assert list(spool.iterdir()) == []
     assert vmstream("inspect", "-", *more, stdin=data).status == 0
     assert vmstream("inspect", "-", "--spool", str(tmp_path / "none"), stdin=data).status == 2
+
+
+@pytest.mark.parametrize("name", ["mapped-10.0-pc", "qcow2", "plain-7.2-pc"])
+def test_the_manifest_has_the_hash_of_the_file(name: str, tmp_path: Path) -> None:
+    """However it was read."""
+    if name == "qcow2":
+        path, more = qcow2_file(qcow2_names()[0], tmp_path), ["--snapshot", "first"]
+    else:
+        path, more = tmp_path / "s", []
+        path.write_bytes(open_fixture(name))
+    account = tmp_path / "account"
+    run = vmstream("extract-ram", path, "-o", tmp_path / "x", "--manifest", account, *more)
+    assert run.status == 0, run.err
+    told = json.loads(account.read_text())
+    assert told["input_sha256"] == hashlib.sha256(path.read_bytes()).hexdigest()
+    assert told["input_size"] == path.stat().st_size
+    assert told["outputs"][0]["sha256"] == hashlib.sha256((tmp_path / "x").read_bytes()).hexdigest()

@@ -139,7 +139,7 @@ class OpenStream:
                 return
             if len(container.layers) == MAX_LAYERS:
                 raise UnsupportedError(0, f"over {MAX_LAYERS} containers, one in another")
-            # An image is read here and there: the digest will be that of the VM state.
+            # An image is read here and there, so that nobody sees all of it in order.
             if digest and container.digest is None and kind != "qcow2":
                 self.source = container.digest = DigestSource(self.source)
             self.source = _OPENERS[kind][1](self.source, container)

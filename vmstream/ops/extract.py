@@ -53,7 +53,7 @@ from vmstream.transport.sink import (
     safe_names,
     write_text,
 )
-from vmstream.transport.source import DigestSource, Source
+from vmstream.transport.source import DigestSource, Source, whole_digest
 from vmstream.version import __version__
 from vmstream.wire.constants import CAP_IGNORE_SHARED, DEFAULT_PAGE_SIZE, MigCmd
 from vmstream.wire.vmsd import top_fields
@@ -361,8 +361,11 @@ def extract(
             )
             for i, out in writer.files.items()
         ]
+        hashed = digest.hexdigest() if digest is not None else None
+        if options.manifest is not None and hashed is None:
+            hashed = whole_digest(outermost)
         report = _report(
-            outermost, decoder, summary, options, writer, outputs, digest, layer_reports(container)
+            outermost, decoder, summary, options, writer, outputs, hashed, layer_reports(container)
         )
         for out in writer.files.values():
             out.commit()
@@ -455,7 +458,7 @@ def _report(
     options: ExtractOptions,
     writer: _Writer,
     outputs: list[models.OutputReport],
-    digest: DigestSource | None,
+    input_sha256: str | None,
     layers: list[models.LayerReport],
 ) -> models.ExtractReport:
     layout = writer.map
@@ -465,7 +468,7 @@ def _report(
         arguments=list(options.arguments),
         input=source.name,
         input_size=summary.end if source.size is None else source.size,
-        input_sha256=digest.hexdigest() if digest is not None else None,
+        input_sha256=input_sha256,
         complete=summary.complete,
         partial=options.partial,
         machine=summary.machine,

@@ -373,6 +373,18 @@ class DigestSource:
             self._busy = None
 
 
+def whole_digest(source: Source) -> str | None:
+    """SHA-256 of an input that was read here and there; `None` for one that cannot be sought in."""
+    if not source.seekable:
+        return None
+    digest, offset, at_end = hashlib.sha256(), 0, False
+    while not at_end:
+        view, base, at_end = source.window(offset, 1)
+        digest.update(view[offset - base :])
+        offset = base + len(view)
+    return digest.hexdigest()
+
+
 class OpenSource:
     """Open a path, or standard input for '-', as the right source; a context manager.
 
