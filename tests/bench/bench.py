@@ -10,6 +10,7 @@ prints a table: the median of the runs, and the ratio to the command or loop nam
 from __future__ import annotations
 
 import argparse
+import gzip
 import mmap
 import os
 import shutil
@@ -23,8 +24,10 @@ from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
+import zstandard
 
 from tests.bench import streams
+from tests.qcow2images import Saved, build
 from vmstream.guest.memory import Placement, RAMImage
 from vmstream.ops.inspect import inspect
 from vmstream.ops.pipeline import events
@@ -121,18 +124,11 @@ def run(*command: str | Path, stdin: int | None = None) -> None:
 def bench_extract(path: Path, work: Path, runs: int) -> None:
     """extract-ram against dd, in turn."""
     image, copy = work / "ram.raw", work / "copy"
-    ours, theirs = [], []
-    for _ in range(runs):
-        for target, times, command in (
-            (copy, theirs, ["dd", "bs=1M", f"if={path}", f"of={copy}"]),
-            (image, ours, [*VMSTREAM, "extract-ram", path, "-o", image]),
-        ):
-            os.sync()
-            begin = time.perf_counter()
-            run(*command)
-            times.append(time.perf_counter() - begin)
-            target.unlink()
-    mine, dd = statistics.median(ours), statistics.median(theirs)
+    dd, mine = in_turn(
+        runs,
+        (["dd", "bs=1M", f"if={path}", f"of={copy}"], copy),
+        ([*VMSTREAM, "extract-ram", path, "-o", image], image),
+    )
     row(
         "extract-ram, start-up included",
         f"{mine:.2f} s",
@@ -200,6 +196,72 @@ def bench_encoded(name: str, data: bytes, runs: int) -> None:
         f"{pages * 4096 / ours / 1e6:,.0f} MB/s of page bytes",
         f"{ours / copied:.1f} x a copy in memory ({pages * 4096 / copied / 1e6:,.0f} MB/s)",
     )
+
+
+def in_turn(runs: int, *commands: tuple[list[str | Path], Path | None]) -> list[float]:
+    """Median wall times of commands that are run in turn; each with what it leaves behind."""
+    times: list[list[float]] = [[] for _ in commands]
+    for _ in range(runs):
+        for taken, (command, target) in zip(times, commands, strict=True):
+            os.sync()
+            begin = time.perf_counter()
+            run(*command)
+            taken.append(time.perf_counter() - begin)
+            if target is not None:
+                target.unlink()
+    return [statistics.median(t) for t in times]
+
+
+def bench_mapped(work: Path, pages: int, runs: int) -> None:
+    """extract-ram of a mapped-ram file against a sparse copy of it."""
+    path, image, copy = work / "mapped.bin", work / "ram.raw", work / "copy"
+    data = streams.mapped(path, pages, 64)
+    command = [*VMSTREAM, "extract-ram", path, "--block", "mem", "-o", image]
+    ours, theirs = in_turn(runs, (command, image), (["cp", "--sparse=always", path, copy], copy))
+    row(
+        f"mapped-ram, {data >> 20} MiB of pages, start-up included",
+        f"{ours:.2f} s",
+        f"{ours / theirs:.2f} x cp --sparse=always ({theirs:.2f} s)",
+    )
+    path.unlink()
+
+
+def bench_packed(path: Path, work: Path, runs: int) -> None:
+    """inspect of a compressed stream, against the library that unpacks it."""
+    data = path.read_bytes()
+    zstd = zstandard.ZstdCompressor(1), zstandard.ZstdDecompressor()
+    for kind, packed, unpack in (
+        ("zstd", zstd[0].compress(data), zstd[1].decompress),
+        ("gzip", gzip.compress(data, 1), gzip.decompress),
+    ):
+        file = work / f"packed.{kind}"
+        file.write_bytes(packed)
+        command = [*VMSTREAM, "inspect", file]
+        (ours,) = in_turn(runs, (command, None))
+        theirs = median(lambda unpack=unpack, packed=packed: unpack(packed), runs)
+        row(
+            f"inspect, {len(data) >> 20} MiB in {kind}, start-up included",
+            f"{len(data) / ours / 1e6:,.0f} MB/s unpacked",
+            f"{ours / theirs:.2f} x {kind} in memory ({len(data) / theirs / 1e6:,.0f} MB/s)",
+        )
+        file.unlink()
+
+
+def bench_qcow2(path: Path, work: Path, runs: int) -> None:
+    """inspect of VM state in an image, against the same stream in a file of its own."""
+    data = path.read_bytes()
+    for bits in (12, 16):
+        image = work / "disk.qcow2"
+        image.write_bytes(build([Saved("s", data)], cluster_bits=bits).data)
+        ours, theirs = in_turn(
+            runs, ([*VMSTREAM, "inspect", image], None), ([*VMSTREAM, "inspect", path], None)
+        )
+        row(
+            f"inspect, {len(data) >> 20} MiB in qcow2, clusters of {1 << bits}",
+            f"{ours:.2f} s",
+            f"{ours / theirs:.2f} x the stream in a file ({theirs:.2f} s)",
+        )
+        image.unlink()
 
 
 def bench_inflate(data: bytes, runs: int) -> None:
@@ -312,6 +374,12 @@ def main() -> None:
         bench_extract(busy, work, options.runs)
         for path in options.stream:
             bench_extract(path, work, options.runs)
+        bench_mapped(work, 2 * pages, options.runs)
+        middle = work / "middle.bin"
+        streams.write(middle, pages // 2, 10)
+        bench_packed(middle, work, options.runs)
+        bench_qcow2(middle, work, options.runs)
+        middle.unlink()
         bench_encoded("XBZRLE, a capture", streams.fixture("xbzrle-5.2-pc"), options.runs)
         for changed in (1, 8, 200):
             name = f"XBZRLE, {changed} of {changed + 2} bytes new"

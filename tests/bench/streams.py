@@ -70,6 +70,34 @@ def differences(pages: int, changed: int) -> bytes:
     return whole[:at] + part + second.tobytes() + _EOS + _FOOTER + whole[at:]
 
 
+def mapped(path: Path, pages: int, run: int) -> int:
+    """Write a mapped-ram file in which every second run of pages is there; return their bytes.
+
+    QEMU v10.1.0 migration/ram.c mapped_ram_setup_ramblock().
+    """
+    real = bodies()
+    name, total, align = b"pc-q35-9.0", pages * PAGE_SIZE, 1 << 20
+    subsection = b"\x05\x1aconfiguration/capabilities" + struct.pack(">I", 1)
+    subsection += struct.pack(">I", 1) + b"\x0amapped-ram"
+    head = b"QEVM" + struct.pack(">I", 3) + b"\x07" + struct.pack(">I", len(name)) + name
+    head += subsection + b"\x01" + struct.pack(">I", SECTION_ID) + b"\x03ram"
+    head += struct.pack(">II", 0, 4) + struct.pack(">Q", total | 4)
+    head += b"\x03mem" + struct.pack(">Q", total)
+    present = np.arange(pages) // run % 2 == 0
+    bitmap_at = len(head) + 28
+    pages_at = -(-(bitmap_at + pages // 8) // align) * align
+    bitmap = np.packbits(present, bitorder="little").tobytes()
+    with path.open("wb") as out:
+        out.write(head + struct.pack(">IQQQ", 1, PAGE_SIZE, bitmap_at, pages_at) + bitmap)
+        for first in np.flatnonzero(present & (np.arange(pages) % run == 0)).tolist():
+            out.seek(pages_at + first * PAGE_SIZE)
+            out.write(real[(first + np.arange(min(run, pages - first))) % len(real)].tobytes())
+        out.seek(pages_at + total)
+        end = b"\x03" + struct.pack(">I", SECTION_ID) + _EOS + _FOOTER
+        out.write(_EOS + _FOOTER + end + device_sections())
+    return int(present.sum()) * PAGE_SIZE
+
+
 def device_sections() -> bytes:
     """Everything behind RAM in a real capture, whose RAM section has the same id."""
     data = _capture()

@@ -32,6 +32,9 @@ _KIND_OF_FLAGS = np.zeros(1024, np.uint8)
 for _flag, _column in _COLUMN.items():
     _KIND_OF_FLAGS[(np.arange(1024) & int(_flag)) != 0] = _column
 
+_COLUMN_OF_FLAGS: Final[list[int]] = _KIND_OF_FLAGS.tolist()
+_ZERO_FLAG, _XBZRLE_FLAG = int(RAMSaveFlag.ZERO), int(RAMSaveFlag.XBZRLE)
+
 # Passes that are told apart; what comes after is counted with the last of them.
 MAX_PASSES = 1000
 
@@ -211,7 +214,8 @@ class RAMCoverage:
     def add(self, batch: PageBatch) -> None:
         """Count one batch."""
         runs = batch.pages
-        if not isinstance(runs, PageColumns) and all(_COLUMN[r.kind] != _XBZRLE for r in runs):
+        # By plain numbers: a flag's own methods are Python, and cost as much as a run.
+        if not isinstance(runs, PageColumns) and not any(r.flags & _XBZRLE_FLAG for r in runs):
             self._add_runs(runs, batch)
             return
         page = (batch.block_offset >> np.uint64(self._shift)).view(np.int64)
@@ -289,7 +293,7 @@ class RAMCoverage:
         for run in runs:
             first, seen = run.block_offset >> self._shift, self.blocks[run.block]
             key = first | run.block << 44
-            column, wire_bytes = _COLUMN[run.kind], run.pages * run.stride
+            column, wire_bytes = _COLUMN_OF_FLAGS[run.flags], run.pages * run.stride
             again = self._send_run(seen, first, first + run.pages)
             if not self.passes or (again and key <= last):
                 self._begin_pass(run.record_offset)
@@ -298,7 +302,7 @@ class RAMCoverage:
                 counted.wire_bytes += wire_bytes
             ahead = ahead and key > last
             last = key + run.pages - 1
-        if any(run.kind == RAMSaveFlag.ZERO for run in runs):
+        if any(run.flags & _ZERO_FLAG for run in runs):
             self._look_at_fills(batch)
         if ahead:
             runs = runs[-4:]

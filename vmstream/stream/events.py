@@ -106,6 +106,7 @@ class RAMBlockList:
 
 _KIND = {int(kind): kind for kind in PAGE_KINDS}
 _PAGE_KINDS = int(PAGE_KINDS)
+_ZERO = int(RAMSaveFlag.ZERO)
 
 
 class Run(NamedTuple):
@@ -260,7 +261,7 @@ class PageBatch:
         """Fill bytes of the ZERO records, in order, uint8 (number of ZERO records,)."""
         window = np.frombuffer(self.window, np.uint8)
         if isinstance(self.pages, PageColumns):
-            zero = (self.flags & int(RAMSaveFlag.ZERO)) != 0
+            zero = (self.flags & _ZERO) != 0
             at = self.record_offset[zero] + self.size[zero] - np.uint64(1 + self.window_offset)
             fills: NDArray[np.uint8] = window[at.astype(np.int64)]
             return fills
@@ -268,7 +269,7 @@ class PageBatch:
             [
                 window[r.payload : r.payload + r.pages * r.stride : r.stride]
                 for r in self.pages
-                if r.kind == RAMSaveFlag.ZERO
+                if r.flags & _ZERO
             ]
             or [window[:0]]
         )
