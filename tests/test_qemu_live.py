@@ -307,3 +307,20 @@ def test_encoded_pages(capabilities: list[str], kinds: set[str], tmp_path: Path)
     run = vmstream("extract-ram", "-", "--block", "mem", "-o", tmp_path / "piped", stdin=stream)
     assert run.status == 0, run.err
     assert block_sums(tmp_path / "piped") == truth
+
+
+def test_shared_memory_from_its_file(tmp_path: Path) -> None:
+    """x-ignore-shared: the file of the backend and the stream make the image that the CPU sees."""
+    args = ["-M", "pc", "-accel", "tcg"]
+    with Qemu(args, guest=Guest(fill=256, dirty=50), mem=("mem", 16 * MIB)) as vm:
+        vm.wait_serial(b"FILLED")
+        vm.stop()
+        vm.set_capabilities(x_ignore_shared=True)
+        vm.migrate("exec:cat>guest.out")
+        image = tmp_path / "image"
+        run = vmstream(
+            "extract-ram", vm.path("guest.out"), "-o", image,
+            "--shared-block", f"mem={vm.backend}",
+        )  # fmt: skip
+        assert run.status == 0, run.err
+        check_range(vm, image, MIB, 15 * MIB)

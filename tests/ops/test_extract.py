@@ -1223,3 +1223,45 @@ def test_what_cannot_be_withdrawn(
     assert {(a.offset, a.code) for a in report.anomalies} == {
         (item.offset, "command"), (item.offset, "integrity"),
     }  # fmt: skip
+
+
+# ---- shared memory from its file ----------------------------------------------------------------
+
+
+def test_shared_memory_from_its_file(tmp_path: Path) -> None:
+    """In the image, as a block and among all; the other blocks are those of the stream."""
+    name = "ignoreshared-10.0-pc"
+    stream, memory = fixture_file(name, tmp_path), tmp_path / "memory"
+    content = bytearray(16 * MIB)
+    content[5 * MIB : 5 * MIB + 8] = b"content!"
+    memory.write_bytes(content)
+    shared = (("mem", memory),)
+    for options in (
+        {"output": tmp_path / "image"},
+        {"output": tmp_path / "block", "block": "mem"},
+        {"all_blocks": tmp_path / "all"},
+    ):
+        report, code = run(stream, shared_blocks=shared, **options)
+        assert code == 0, report.anomalies
+    assert (tmp_path / "image").read_bytes() == content
+    assert (tmp_path / "block").read_bytes() == content
+    account = json.loads((tmp_path / "all" / "manifest.json").read_text())
+    files = {b["idstr"]: tmp_path / "all" / b["file"] for b in account["blocks"]}
+    assert files["mem"].read_bytes() == content
+    for idstr in known_blocks(load_manifest(name)):
+        if idstr != "mem":
+            check_block(load_manifest(name), idstr, files[idstr])
+
+
+def test_shared_memory_that_does_not_fit(tmp_path: Path) -> None:
+    stream = fixture_file("ignoreshared-10.0-pc", tmp_path)
+    memory = tmp_path / "memory"
+    memory.write_bytes(bytes(100))
+    for name, word in (("mem", "100 bytes"), ("none", "no block")):
+        with pytest.raises(OutputError, match=word):
+            run(stream, output=tmp_path / "image", shared_blocks=((name, memory),))
+    memory.write_bytes(bytes(16 * MIB))
+    with pytest.raises(OutputError):
+        run(stream, output=memory, force=True, shared_blocks=(("mem", memory),))
+    assert memory.stat().st_size == 16 * MIB
+    assert files_in(tmp_path) == {stream.name, "memory"}

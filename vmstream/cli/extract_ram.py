@@ -41,6 +41,16 @@ def _size(text: str) -> int:
     return int(match[1], 0) * _UNITS[match[2]]
 
 
+def _shared(text: str) -> tuple[str, Path]:
+    # A file's name may have '=' in it, and so may a block's: the last one that leaves a file.
+    parts = text.split("=")
+    for i in range(1, len(parts)):
+        path = Path("=".join(parts[i:]))
+        if path.is_file():
+            return "=".join(parts[:i]), path
+    raise click.BadParameter(f"{text!r} is no IDSTR=FILE with a file that exists")
+
+
 @click.command("extract-ram", epilog=_EPILOG)
 @stream_argument
 @click.option("-o", "--output", type=click.Path(path_type=Path), help="File to write.")
@@ -59,6 +69,14 @@ def _size(text: str) -> int:
     type=click.Path(path_type=Path),
     help="Write an account with SHA-256 of input and outputs.",
 )
+@click.option(
+    "--shared-block",
+    "shared_blocks",
+    multiple=True,
+    type=_shared,
+    metavar="IDSTR=FILE",
+    help="Memory of a block that the stream leaves to a file (x-ignore-shared).",
+)
 @snapshot_option
 @spool_option
 @page_size_option
@@ -72,6 +90,7 @@ def command(
     partial: bool,
     force: bool,
     manifest: Path | None,
+    shared_blocks: tuple[tuple[str, Path], ...],
     snapshot: str | None,
     spool: str | None,
     page_size: int | None,
@@ -90,7 +109,7 @@ def command(
         )
     options = ExtractOptions(
         output, block, all_blocks, below_4g, partial, force, manifest, page_size,
-        tuple(sys.argv[1:]),
+        tuple(sys.argv[1:]), shared_blocks,
     )  # fmt: skip
     with (
         OpenStream(stream, digest=manifest is not None, snapshot=snapshot, spool=spool) as opened,

@@ -76,6 +76,7 @@ class ExtractOptions:
         manifest: File for the account with hashes.
         page_size: Target page size in bytes, if the user states it.
         arguments: The command line, for the manifest.
+        shared_blocks: Names of blocks whose memory is in a file (x-ignore-shared), and the files.
     """
 
     output: Path | None = None
@@ -87,6 +88,7 @@ class ExtractOptions:
     manifest: Path | None = None
     page_size: int | None = None
     arguments: tuple[str, ...] = ()
+    shared_blocks: tuple[tuple[str, Path], ...] = ()
 
 
 class MapEvidence:
@@ -189,9 +191,23 @@ class _Writer:
             placements.extend(
                 Placement(r.block, r.block_offset, r.length, out, r.gpa) for r in self.map.regions
             )
+        self._take_shared(blocks, placements)
         on_fault = self._page_fault if options.partial else None
         self._image = RAMImage(blocks, page_size, placements, on_fault)
         return self._image
+
+    # Memory that the stream leaves to a file. Pages that are in the stream come over it.
+    def _take_shared(self, blocks: tuple[RAMBlock, ...], placements: list[Placement]) -> None:
+        for name, path in self._options.shared_blocks:
+            index = find_block(blocks, name)
+            length, size = blocks[index].used_length, path.stat().st_size
+            if size != length:
+                raise OutputError(f"{path}: {size} bytes, but block {name!r} has {length}")
+            for out in self.files.values():
+                _check_apart(path, out.path)
+            for place in placements:
+                if place.block == index and isinstance(place.sink, OutputFile):
+                    place.sink.take_file(path, place.block_offset, place.length, place.sink_offset)
 
     def _file(self, key: int | None, path: Path, size: int) -> OutputFile:
         if self._options.manifest is not None:
@@ -236,7 +252,10 @@ class _Writer:
     def drop_unsent(self) -> None:
         """Leave out, of all blocks, those that the stream has no page of."""
         if self._options.all_blocks is not None:
+            given = {name for name, _ in self._options.shared_blocks}
             for i, covered in enumerate(self._summary.coverage_blocks()):
+                if models.readable(covered.block.idstr) in given:
+                    continue
                 if i in self.files and covered.pages_missing == covered.pages:
                     self.files.pop(i).abort()
 
@@ -404,13 +423,14 @@ def _check_whole(summary: Summary, options: ExtractOptions) -> None:
         for covered in summary.coverage_blocks():
             name = models.readable(covered.block.idstr)
             empty = covered.pages_missing == covered.pages
+            empty = empty and name not in dict(options.shared_blocks)
             main = wanted is None and _is_ram(summary, covered.block)
             if empty and (main or (wanted is not None and name in wanted)):
                 raise UnsupportedError(
                     0,
                     f"block {name!r} is shared memory (x-ignore-shared): "
                     "its pages are not in the stream",
-                    advice="copy the file behind it",
+                    advice=f"give the file behind it: --shared-block {name}=FILE",
                 )
     if not summary.complete and not options.partial:
         raise summary.findings.error or IntegrityError(

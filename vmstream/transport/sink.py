@@ -140,6 +140,21 @@ class OutputFile:
             offset += len(part)
             length -= len(part)
 
+    def take_file(self, path: Path, begin: int, length: int, offset: int) -> None:
+        """Copy a stretch of another file to `offset`; its holes stay holes.
+
+        Raises:
+            OSError: With the path of the file that is at fault.
+        """
+        with _named(path):
+            source = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+        try:
+            for low, high in _extents(source, begin, begin + length):
+                with _named(self.path):
+                    _copy(source, low, self._fd, offset + low - begin, high - low)
+        finally:
+            os.close(source)
+
     def rearrange(self, moves: Iterable[tuple[int, int, int]], size: int) -> None:
         """Lay the file out anew: (old offset, new offset, length) for all that is to stay."""
         name = self._temporary_name()
