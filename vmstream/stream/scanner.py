@@ -196,11 +196,14 @@ def _fast_runs(
     start, count, stride = walk.start.append, walk.count.append, walk.stride.append
     flags, payload, blocks = walk.flags.append, walk.payload.append, walk.block.append
     page_flags, zero_flags = _PAGE | modifiers, _ZERO | modifiers
+    kinds = {
+        page_flags: (stride_page, page_flags, page_size),
+        zero_flags: (ZERO_STRIDE, zero_flags, 1),
+    }
     total = walk.total
-    more = True
-    while more and total < MAX_BATCH_RECORDS:
-        more = False
-        for match in pattern.finditer(view, pos):
+    while total < MAX_BATCH_RECORDS:
+        begin, long = pos, _long_run(view, pos, kinds, page_size)
+        for match in () if long else pattern.finditer(view, pos):
             kind = match.lastindex
             if kind == 1:
                 step, kind_flags, size = stride_page, page_flags, page_size
@@ -211,12 +214,8 @@ def _fast_runs(
             begin, pos = pos, match.end()
             n = (pos - begin) // step
             if n == LONG_RUN:
-                # From its start on, so that all its heads are held.
-                n, limit, more = 0, MAX_BATCH_RECORDS - total, True
-                for heads, cuts in more_heads(view, begin, step, kind_flags, page_size, limit):
-                    walk.long.append((total + n, heads, cuts))
-                    n += len(heads)
-                pos = begin + n * step
+                long = step, kind_flags, size
+                break
             start(begin)
             count(n)
             stride(step)
@@ -224,10 +223,39 @@ def _fast_runs(
             payload(size)
             blocks(block)
             total += n
-            if more or total >= MAX_BATCH_RECORDS:
+            if total >= MAX_BATCH_RECORDS:
                 break
+        if long is None:
+            break
+        # From its start on, so that all its heads are held.
+        step, kind_flags, size = long
+        n, limit = 0, MAX_BATCH_RECORDS - total
+        for heads, cuts in more_heads(view, begin, step, kind_flags, page_size, limit):
+            walk.long.append((total + n, heads, cuts))
+            n += len(heads)
+        pos = begin + n * step
+        walk.total = total
+        walk.add(begin, n, step, kind_flags, size, block)
+        total = walk.total
     walk.total = total
     return pos
+
+
+# Stride, flags and payload of the records at `pos`, if there seems to be a long run of them, by
+# the head so far on: then the pattern is not needed to find out.
+def _long_run(
+    view: memoryview, pos: int, kinds: dict[int, tuple[int, int, int]], page_size: int
+) -> tuple[int, int, int] | None:
+    if pos + RAM_WORD_SIZE > len(view):
+        return None
+    (head,) = _read_word(view, pos)
+    shape = kinds.get(head & (page_size - 1))
+    if shape is None:
+        return None
+    far = pos + FEW_RUNS * shape[0]
+    if far + shape[0] > len(view) or _read_word(view, far)[0] != head + FEW_RUNS * page_size:
+        return None
+    return shape
 
 
 def more_heads(

@@ -41,10 +41,10 @@ _OVERLAP = 128 << 10
 _MAPPING = 1 << 30
 _ALIGNMENT = 2 << 20
 
-# The thread that touches pages is worth its while where one takes this many seconds, by a sample
-# of so many pages: in small folios.
-_SLOW = 100e-9
-_SAMPLE = 256
+# The thread that touches pages is worth its while where a fault takes this many seconds, by a
+# sample of so many over the window: in small folios. A fault maps the 16 pages around it.
+_SLOW = 2.2e-6
+_FAULTS = 32
 
 # Parts of a window of which the thread takes some, and the seconds in which it takes up a job
 # unless it is busy.
@@ -162,6 +162,7 @@ class FileSource:
         self._stop = -1  # end of the last window
         self._size = MAPPED_WINDOW  # of the next window
         self._touched = -1  # up to here the thread touches pages
+        self._cost: float | None = None  # of a fault, seconds, of late
         with contextlib.suppress(OSError):
             os.posix_fadvise(fd, 0, 0, os.POSIX_FADV_SEQUENTIAL)
 
@@ -241,14 +242,17 @@ class FileSource:
     def _touch(self, mapping: memoryview, begin: int, stop: int, end: int) -> None:
         after = min(end, stop + MAPPED_WINDOW, self._base + len(mapping))
         window = np.frombuffer(mapping[stop - self._base : after - self._base], np.uint8)
-        sample = window[: _SAMPLE * mmap.PAGESIZE]
-        if not len(sample) or not self._is_cached(stop, stop + len(sample)):
+        if not len(window) or not self._is_cached(stop, after):
             return
+        sample = window[:: max(mmap.PAGESIZE, len(window) // _FAULTS)]
         started = time.perf_counter()
-        sample[:: mmap.PAGESIZE].max()
-        slow = time.perf_counter() - started > _SAMPLE * _SLOW
+        sample.max()
+        cost = (time.perf_counter() - started) / len(sample)
+        # Pieces of a file differ, so that one window does not tell for the next.
+        self._cost = cost if self._cost is None else (3 * self._cost + cost) / 4
+        slow = self._cost > _SLOW
         self._size = MAPPED_WINDOW if slow else 2 * MAPPED_WINDOW
-        if slow and stop - begin <= MAPPED_WINDOW + _OVERLAP and self._is_cached(stop, after):
+        if slow and stop - begin <= MAPPED_WINDOW + _OVERLAP:
             if self._ahead is None:
                 self._ahead = _Ahead()
             self._ahead.start(window)
