@@ -42,7 +42,7 @@ def _size(text: str) -> int:
 
 
 def _shared(text: str) -> tuple[str, Path]:
-    # A file's name may have '=' in it, and so may a block's: the last one that leaves a file.
+    # A file's name may have '=' in it, and so may a block's: the first one with a file behind it.
     parts = text.split("=")
     for i in range(1, len(parts)):
         path = Path("=".join(parts[i:]))

@@ -341,7 +341,7 @@ class RAMCoverage:
         fills = batch.fills()
         if fills.any():
             if not self.filled:
-                zero = batch.record_offset[(batch.flags & int(RAMSaveFlag.ZERO)) != 0]
+                zero = batch.record_offset[(batch.flags & _ZERO_FLAG) != 0]
                 self.first_filled = int(zero[np.argmax(fills != 0)])
             self.filled += int(np.count_nonzero(fills))
 

@@ -415,8 +415,8 @@ def _peek(source: Source, options: ExtractOptions) -> Evidence | None:
 
 # Refuse what would be a wrong image, said or not.
 def _check_whole(summary: Summary, options: ExtractOptions) -> None:
-    elsewhere = summary.pages_elsewhere()
-    if elsewhere and not (options.partial and "multifd" not in elsewhere):
+    elsewhere = summary.pages_elsewhere() or (not options.partial and summary.pages_withdrawn())
+    if elsewhere:
         raise UnsupportedError(0, elsewhere, advice="they are not read by this version")
     if CAP_IGNORE_SHARED in summary.capabilities and options.all_blocks is None:
         wanted = [options.block] if options.block else None

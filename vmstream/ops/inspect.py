@@ -340,8 +340,8 @@ class Summary:
 
     def _note_missing(self, missing: dict[bytes, int]) -> None:
         told = ", ".join(f"{models.readable(b)}: {n}" for b, n in missing.items() if n)
-        if self.pages_elsewhere():
-            self._note("warning", "pages-elsewhere", 0, self.pages_elsewhere())
+        if elsewhere := self.pages_elsewhere() or self.pages_withdrawn():
+            self._note("warning", "pages-elsewhere", 0, elsewhere)
         elif CAP_IGNORE_SHARED in self.capabilities and all(
             n in (0, b.pages) for b, n in zip(self.coverage_blocks(), missing.values(), strict=True)
         ):
@@ -368,6 +368,10 @@ class Summary:
             and any(b.pages_missing for b in self.coverage_blocks())
         ):
             return "this is the main channel of multifd: pages travel on the other channels"
+        return ""
+
+    def pages_withdrawn(self) -> str:
+        """Why pages that were there are gone; empty if none are."""
         if self._discarded and any(b.pages_missing for b in self.coverage_blocks()):
             return (
                 "pages that postcopy withdrew were not sent again: the rest is cut off, or on "

@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 
 from vmstream.errors import FormatError, IntegrityError, StreamError, quoted
 from vmstream.stream.events import PageBatch, PageColumns, RAMBlock
-from vmstream.stream.walk import FEW_RUNS, Walk, gather
+from vmstream.stream.walk import FEW_RUNS, Walk, cuts_of, gather
 from vmstream.wire import grammar
 from vmstream.wire.constants import (
     DEFAULT_PAGE_SIZE,
@@ -278,7 +278,7 @@ def more_heads(
         n = _likely_count(view, at, head, stride, page_size, limit - found)
         n = n if n > FEW_RUNS else min(chunk, limit - found)
         heads = gather(view, at, n, stride)
-        cuts = (heads[1:] - heads[:-1] != page_size).nonzero()[0] + 1
+        cuts = cuts_of(heads, page_size)
         if len(cuts):
             # A head of another kind is no neighbour.
             other = (heads[cuts] & np.uint64(mask)) != flags

@@ -87,7 +87,7 @@ class Walk:
                     piece_row, piece, piece_cuts = next(pieces, _NO_PIECE)
                 else:
                     heads = gather(view, start, count, stride)
-                    cuts = (heads[1:] - heads[:-1] != page_size).nonzero()[0] + 1
+                    cuts = cuts_of(heads, page_size)
                 if len(found) + len(cuts) > most:
                     return None
                 edges = [*cuts.tolist(), len(heads)]
@@ -151,3 +151,9 @@ def gather(view: memoryview, pos: int, count: int, stride: int) -> NDArray[np.ui
     """Return the heads of records that are evenly spaced, in host order, uint64 (count,)."""
     wire: NDArray[np.uint64] = np.ndarray((count,), _HEAD, view, pos, (stride,))
     return wire.astype(np.uint64)
+
+
+def cuts_of(heads: NDArray[np.uint64], page_size: int) -> NDArray[np.int64]:
+    """Return the rows whose head is not that of the page behind the row before, int64 (k,)."""
+    cuts: NDArray[np.int64] = (heads[1:] - heads[:-1] != page_size).nonzero()[0] + 1
+    return cuts

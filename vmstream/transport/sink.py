@@ -89,8 +89,7 @@ class OutputFile:
             return
         fd, pwrite = self._fd, os.pwrite
         apart = (np.diff(offsets) != size) | (np.diff(positions) != stride)
-        first = np.concatenate(([0], np.flatnonzero(apart) + 1))
-        counts = np.diff(first, append=len(positions)).tolist()
+        first, counts = _stretches(apart)
         try:
             for count, at, offset in zip(
                 counts, positions[first].tolist(), offsets[first].tolist(), strict=True
@@ -120,8 +119,7 @@ class OutputFile:
         Holes are zeros; bytes behind the end of the file are left as they are.
         """
         size = pages.shape[1]
-        first = np.concatenate(([0], np.flatnonzero(np.diff(offsets) != size) + 1))
-        counts = np.diff(first, append=len(offsets)).tolist()
+        first, counts = _stretches(np.diff(offsets) != size)
         with _named(self.path):
             for row, count, offset in zip(
                 first.tolist(), counts, offsets[first].tolist(), strict=True
@@ -290,6 +288,12 @@ def _named(path: Path) -> Iterator[None]:
         yield
     except OSError as exc:
         raise _with_path(exc, path) from exc
+
+
+# Where stretches start, and their lengths, from what is apart from the one before it.
+def _stretches(apart: NDArray[np.bool_]) -> tuple[NDArray[np.int64], list[int]]:
+    first = np.concatenate(([0], np.flatnonzero(apart) + 1))
+    return first, np.diff(first, append=len(apart) + 1).tolist()
 
 
 def _with_path(exc: OSError, path: Path) -> OSError:

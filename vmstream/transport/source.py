@@ -19,6 +19,7 @@ import stat
 import tempfile
 import threading
 import time
+from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from queue import SimpleQueue
 from typing import Protocol
@@ -161,7 +162,7 @@ class FileSource:
         self._kept = 0  # pages before this offset in the file are unmapped
         self._stop = -1  # end of the last window
         self._size = MAPPED_WINDOW  # of the next window
-        self._touched = -1  # up to here the thread touches pages
+        self._asked = -1  # up to here the page cache has it
         self._cost: float | None = None  # of a fault, seconds, of late
         with contextlib.suppress(OSError):
             os.posix_fadvise(fd, 0, 0, os.POSIX_FADV_SEQUENTIAL)
@@ -173,12 +174,12 @@ class FileSource:
             return memoryview(b""), offset, True
         goes_on = 0 <= self._stop - begin < _OVERLAP
         if not goes_on:
-            self._size, self._touched = MAPPED_WINDOW, -1
+            self._size, self._asked = MAPPED_WINDOW, -1
         stop = (begin + _OVERLAP) // self._size * self._size + self._size
         stop = min(end, max(stop, begin + need))
-        # What was touched was asked for before, but the file may have been cut since.
-        ask_from = stop - 1 if stop <= self._touched else begin
-        mapping = self._map(begin, stop, end) if self._is_cached(ask_from, stop) else None
+        # Not again what was asked for already, but for the last: the file may have been cut since.
+        asked = max(begin, min(self._asked, stop - 1))
+        mapping = self._map(begin, stop, end) if self._is_cached(asked, stop) else None
         if mapping is not None:
             if goes_on:
                 self._touch(mapping, begin, stop, end)
@@ -244,6 +245,7 @@ class FileSource:
         window = np.frombuffer(mapping[stop - self._base : after - self._base], np.uint8)
         if not len(window) or not self._is_cached(stop, after):
             return
+        self._asked = after
         sample = window[:: max(mmap.PAGESIZE, len(window) // _FAULTS)]
         started = time.perf_counter()
         sample.max()
@@ -256,7 +258,6 @@ class FileSource:
             if self._ahead is None:
                 self._ahead = _Ahead()
             self._ahead.start(window)
-            self._touched = after
 
     # Whether the page cache holds a stretch of the file, by a sample: asking for each page
     # (mincore) costs more than the walk over them.
@@ -381,12 +382,19 @@ def whole_digest(source: Source) -> str | None:
     """SHA-256 of an input that was read here and there; `None` for one that cannot be sought in."""
     if not source.seekable:
         return None
-    digest, offset, at_end = hashlib.sha256(), 0, False
+    digest = hashlib.sha256()
+    for stretch in _in_order(source):
+        digest.update(stretch)
+    return digest.hexdigest()
+
+
+# All bytes of an input, a window at a time.
+def _in_order(source: Source) -> Iterator[memoryview]:
+    offset, at_end = 0, False
     while not at_end:
         view, base, at_end = source.window(offset, 1)
-        digest.update(view[offset - base :])
+        yield view[offset - base :]
         offset = base + len(view)
-    return digest.hexdigest()
 
 
 class OpenSource:
@@ -412,13 +420,9 @@ def spooled(source: PipeSource, directory: str | os.PathLike[str]) -> FileSource
     Raises:
         OSError: The directory cannot be written to, or is full; with its path.
     """
-    offset, at_end = 0, False
     try:
         with tempfile.TemporaryFile(dir=directory, buffering=0) as file:
-            while not at_end:
-                view, base, at_end = source.window(offset, 1)
-                rest = view[offset - base :]
-                offset += len(rest)
+            for rest in _in_order(source):
                 while rest:
                     rest = rest[file.write(rest) :]
             return FileSource(os.dup(file.fileno()), source.name)
