@@ -48,7 +48,7 @@ LIBRARIES = {
     "construct": ("wire/",),
     "click": ("cli/",),
     "rich": ("report/render.py", "cli/"),
-    "zstandard": ("container/",),
+    "zstandard": ("container/", "guest/multifd.py"),
     "lz4": ("container/",),
     "lzallright": ("container/",),
     "numpy": ("guest/", "ops/", "report/", "stream/", "transport/", "wire/"),

@@ -31,8 +31,16 @@ _ZEROS = bytes(STEP)
 
 
 def fixture_names(pattern: str = "*") -> list[str]:
-    """Names of the streams whose name matches the glob `pattern`, channels as NAME.chN."""
-    return sorted(p.name.removesuffix(".qevm.zst") for p in FIXTURES.glob(f"{pattern}.qevm.zst"))
+    """Names of the streams whose name matches the glob `pattern`; NAME.ch0 is a main channel."""
+    names = (p.name.removesuffix(".qevm.zst") for p in FIXTURES.glob(f"{pattern}.qevm.zst"))
+    return sorted(n for n in names if not re.search(r"\.ch[1-9]$", n))
+
+
+def channel_names(name: str) -> list[str]:
+    """Names of the other channels of NAME.ch0, in order."""
+    stem = name.removesuffix(".ch0")
+    found = (p.name.removesuffix(".qevm.zst") for p in FIXTURES.glob(f"{stem}.ch[1-9].qevm.zst"))
+    return sorted(found)
 
 
 def load_manifest(name: str) -> dict[str, Any]:

@@ -26,14 +26,18 @@ if TYPE_CHECKING:
     from vmstream.ops.stream import Stream, open  # noqa: A004
     from vmstream.stream.events import (
         Anomaly,
+        ChannelEvent,
+        ChannelHead,
         Command,
         Configuration,
+        DeviceState,
         EndOfStream,
         Event,
         FileHeader,
         Gap,
         MappedBlock,
         MappedPages,
+        MultiFDPacket,
         Padding,
         PageBatch,
         Payload,
@@ -52,20 +56,21 @@ _HOME = {
     ),
     "vmstream.ops.stream": ("Stream", "open"),
     "vmstream.stream.events": (
-        "Anomaly", "Command", "Configuration", "EndOfStream", "Event", "FileHeader", "Gap",
-        "MappedBlock", "MappedPages", "Padding", "PageBatch", "Payload", "RAMBlock",
+        "Anomaly", "ChannelEvent", "ChannelHead", "Command", "Configuration", "DeviceState",
+        "EndOfStream", "Event", "FileHeader", "Gap", "MappedBlock", "MappedPages",
+        "MultiFDPacket", "Padding", "PageBatch", "Payload", "RAMBlock",
         "RAMBlockList", "RAMControl", "SectionFooter", "SectionStart", "VMDescription",
     ),
 }  # fmt: skip
 _MODULE_OF = {name: module for module, names in _HOME.items() for name in names}
 
 __all__ = [
-    "Anomaly", "Command", "Configuration", "EncodeError", "EndOfStream", "Event", "FileHeader",
-    "FormatError", "Gap", "IntegrityError", "LimitError", "MappedBlock", "MappedPages",
-    "OutputError", "Padding", "PageBatch",
-    "Payload", "RAMBlock", "RAMBlockList", "RAMControl", "SectionFooter", "SectionStart",
-    "Stream", "StreamError", "TruncatedError", "UnsupportedError", "VMDescription",
-    "VmstreamError", "__version__", "open",
+    "Anomaly", "ChannelEvent", "ChannelHead", "Command", "Configuration", "DeviceState",
+    "EncodeError", "EndOfStream", "Event", "FileHeader", "FormatError", "Gap", "IntegrityError",
+    "LimitError", "MappedBlock", "MappedPages", "MultiFDPacket", "OutputError", "Padding",
+    "PageBatch", "Payload", "RAMBlock", "RAMBlockList", "RAMControl", "SectionFooter",
+    "SectionStart", "Stream", "StreamError", "TruncatedError", "UnsupportedError",
+    "VMDescription", "VmstreamError", "__version__", "open",
 ]  # fmt: skip
 
 

@@ -23,7 +23,7 @@ def test_xml(tmp_path: Path) -> None:
 
 
 def test_of_an_image_whose_stream_is_not_read(tmp_path: Path) -> None:
-    run = vmstream("xml", image_file("libvirt-12.8-sparse", tmp_path))
+    run = vmstream("xml", image_file("libvirt-12.8-sparse-parallel", tmp_path))
     assert (run.status, run.out[:7]) == (0, "<domain")
 
 

@@ -19,8 +19,8 @@ from tests.streamwriter import StreamWriter
 from tests.truth import load_manifest, open_fixture
 from vmstream.guest import coverage as coverage_module
 from vmstream.guest.coverage import KINDS, PageBitmap, RAMCoverage
-from vmstream.stream.events import PageBatch, PageColumns, RAMBlock, Run
-from vmstream.wire.constants import PAGE_KINDS, RAMSaveFlag
+from vmstream.stream.events import MultiFDPacket, PageBatch, PageColumns, RAMBlock, Run
+from vmstream.wire.constants import PAGE_KINDS, MultiFDFlag, RAMSaveFlag
 
 PAGE = 4096
 FLAGS = {"normal": 0x08, "zero": 0x02, "xbzrle": 0x40, "compressed": 0x100}
@@ -454,3 +454,39 @@ def test_words_for_kinds() -> None:
         sw.FLAG_XBZRLE,
         sw.FLAG_COMPRESS_PAGE,
     ]
+
+
+def packet(normal: list[int], zero: list[int], size: int = 1000) -> MultiFDPacket:
+    pages = [np.array(which, np.uint64) * np.uint64(PAGE) for which in (normal, zero)]
+    return MultiFDPacket(0, size, MultiFDFlag(0), 0, 0, *pages, PAGE, memoryview(b""))
+
+
+def test_packets_of_multifd() -> None:
+    coverage = RAMCoverage((RAMBlock(b"a", 16 * PAGE),), PAGE)
+    coverage.generation = 0
+    coverage.add_packet(packet([3, 1], [9, 0]), 50, compressed=False)
+    coverage.add_packet(packet([], [2]), 50, compressed=True)
+    coverage.add_packet(packet([1], []), 50, compressed=True)
+    (block,) = coverage.blocks
+    assert block.records.tolist() == [2, 3, 0, 1]
+    assert block.wire_bytes == 3000
+    assert block.pages_missing == 16 - 5
+    assert block.resent.members(0, 16).nonzero()[0].tolist() == [1]
+    assert (coverage.pass_count, coverage.passes[0].offset) == (1, 50)
+
+
+@pytest.mark.parametrize(
+    ("rounds", "starts"),
+    [(True, [100, 200, 300, 400]), (False, [100, 300])],
+    ids=["MULTIFD_FLUSH", "each section"],
+)
+def test_passes_of_generations(rounds: bool, starts: list[int]) -> None:
+    """A generation is a pass where the wire says so; else where it starts over."""
+    coverage = RAMCoverage((RAMBlock(b"a", 16 * PAGE),), PAGE)
+    coverage.rounds = rounds
+    for generation, pages in enumerate(([2, 0, 1], [3, 8], [1, 2], [4, 15])):
+        coverage.generation = 2 * generation  # others have no pages
+        for page in pages:
+            coverage.add_packet(packet([page], []), 100 * (generation + 1), compressed=False)
+    assert [p.offset for p in coverage.passes] == starts
+    assert sum(int(p.records.sum()) for p in coverage.passes) == 9

@@ -21,9 +21,10 @@ from vmstream.guest import memory as memory_module
 from vmstream.guest.memory import Placement, RAMImage
 from vmstream.ops.pipeline import events
 from vmstream.stream.decoder import Decoder
-from vmstream.stream.events import PageBatch, RAMBlock
+from vmstream.stream.events import MultiFDPacket, PageBatch, RAMBlock
 from vmstream.transport.sink import OutputFile
 from vmstream.transport.source import Source
+from vmstream.wire.constants import MultiFDFlag
 
 PAGE = 4096
 
@@ -520,3 +521,37 @@ def test_flat_space_of_old_versions() -> None:
         w.zero("", 0)
     w.eof()
     run(w)
+
+
+def test_packets_of_multifd() -> None:
+    """The last of a page in a packet wins; zero pages free what was there; no block, no pages."""
+    blocks = (RAMBlock(b"a", 6 * PAGE), RAMBlock(b"b", PAGE + 100))
+    sinks = [Memory(6 * PAGE), Memory(PAGE + 100)]
+    image = RAMImage(
+        blocks,
+        PAGE,
+        [
+            Placement(i, 0, b.used_length, s, 0)
+            for i, (b, s) in enumerate(zip(blocks, sinks, strict=True))
+        ],
+    )
+
+    def add(block: int, normal: dict[int, int], zero: Iterable[int] = ()) -> None:
+        pages = [bytes([v]) * PAGE for v in normal.values()]
+        offsets = [np.array([n * PAGE for n in which], np.uint64) for which in (normal, zero)]
+        packet = MultiFDPacket(0, 1, MultiFDFlag(0), 0, block, *offsets, PAGE, memoryview(b""))
+        image.add_packet(packet, memoryview(b"".join(pages)))
+
+    add(0, {4: 1, 0: 2, 5: 3}, [1])
+    add(0, {2: 4}, [5, 3])
+    add(-1, {1: 9}, [0])
+    add(1, {1: 5, 0: 6})
+    assert [sinks[0].data[n * PAGE] for n in range(6)] == [2, 0, 4, 0, 1, 0]
+    assert sinks[0].zeroed == PAGE  # what was never written is zero as it is
+    assert bytes(sinks[1].data) == b"\6" * PAGE + b"\5" * 100
+    doubled = MultiFDPacket(
+        0, 1, MultiFDFlag(0), 0, 0, np.array([PAGE, PAGE], np.uint64), np.zeros(0, np.uint64),
+        PAGE, memoryview(b""),
+    )  # fmt: skip
+    image.add_packet(doubled, memoryview(b"\7" * PAGE + b"\x08" * PAGE))
+    assert sinks[0].data[PAGE] == 8

@@ -12,11 +12,13 @@ from typing import Any
 import pytest
 from hypothesis import given, settings, strategies as st
 
+from tests.channelwriter import ChannelWriter
 from tests.decoding import BytesSource, CutSource
 from tests.ops.test_extract import pipe_of
 from tests.strategies import streams
 from tests.streamwriter import Device, Field, Item, RamBlock, StreamWriter, simple_stream
-from tests.truth import fixture_file, open_fixture
+from tests.truth import channel_names, fixture_file, load_manifest, open_fixture
+from vmstream.ops.channels import Channels
 from vmstream.ops.records import KINDS, Records
 from vmstream.report.jsonout import record
 from vmstream.report.models import RECORDS_SCHEMA, RecordReport
@@ -265,8 +267,8 @@ def everything() -> StreamWriter:
     return w
 
 
-# Where these are, there are no page records.
-MAPPED = ("mapped-block", "unset")
+# Where these are, there are no page records, or they are in another channel.
+ELSEWHERE = ("mapped-block", "unset", "channel", "packet", "device-state")
 
 
 def test_everything_is_there() -> None:
@@ -276,7 +278,7 @@ def test_everything_is_there() -> None:
     seen = {item.type for item in found} | {
         str(item.fields["kind"]) for item in found if item.type == "pages"
     }
-    assert set(KINDS) - seen <= {"gap", "anomaly", *MAPPED}
+    assert set(KINDS) - seen <= {"gap", "anomaly", *ELSEWHERE}
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -284,7 +286,66 @@ def test_kinds(kind: str) -> None:
     data = bytes(everything())
     found = [i for i in lines(data) if kind in (i.type, i.fields.get("kind"))]
     assert lines(data, kinds=(kind,)) == found
-    assert bool(found) == (kind not in ("gap", "anomaly", *MAPPED))
+    assert bool(found) == (kind not in ("gap", "anomaly", *ELSEWHERE))
+
+
+def in_channels(
+    tmp_path: Path, *, begin: int = 0, end: int | None = None, kinds: tuple[str, ...] = ()
+) -> list[RecordReport]:
+    name = "multifd-zstd-11.1-pc.ch0"
+    paths = [fixture_file(n, tmp_path) for n in channel_names(name)]
+    with Channels(paths) as beside:
+        source = BytesSource(open_fixture(name))
+        return list(Records(source, begin=begin, end=end, kinds=kinds, channels=beside))
+
+
+def test_channels(tmp_path: Path) -> None:
+    """Every byte of each file is in one item of its own, and the main channel's are as without."""
+    found = in_channels(tmp_path)
+    assert [i for i in found if i.channel is None] == lines(
+        open_fixture("multifd-zstd-11.1-pc.ch0")
+    )
+    names = [n for n in dict.fromkeys(i.channel for i in found) if n is not None]
+    assert [Path(n).name for n in names] == [
+        "multifd-zstd-11.1-pc.ch1.qevm", "multifd-zstd-11.1-pc.ch2.qevm",
+    ]  # fmt: skip
+    for name in names:
+        items = [i for i in found if i.channel == name]
+        assert items[0].type == "channel"
+        assert {i.type for i in items[1:]} == {"packet"}
+        at = 0
+        for item in items:
+            assert item.offset == at
+            at = item.end
+        assert at == Path(name).stat().st_size
+    packets = [i.fields for i in found if i.type == "packet"]
+    runs: Any = [r for p in packets for r in (*p.get("normal", ()), *p.get("zero", ()))]
+    counts = load_manifest("multifd-zstd-11.1-pc.ch0")["query_migrate"]["ram"]
+    assert sum(n for _, n in runs) == counts["normal"] + counts["duplicate"]
+    assert {p["compression"] for p in packets if p.get("normal")} == {"zstd"}
+    # A mark of the main channel stands in front of the SYNC packets.
+    order = [i.fields.get("flag", i.fields.get("sync")) for i in found
+             if i.type in ("ram-control", "packet")]  # fmt: skip
+    assert order[:3] == ["MULTIFD_FLUSH", True, True]
+
+
+def test_a_range_is_of_the_main_channel(tmp_path: Path) -> None:
+    found = in_channels(tmp_path, begin=8, end=0x200)
+    assert found == lines(open_fixture("multifd-zstd-11.1-pc.ch0"), begin=8, end=0x200)
+    assert {i.type for i in in_channels(tmp_path, kinds=("packet",))} == {"packet"}
+
+
+def test_device_state_in_a_channel(tmp_path: Path) -> None:
+    w = ChannelWriter()
+    w.init()
+    w.device_state("0000:00:03.0/vfio", 4, b"abc")
+    (tmp_path / "ch0").write_bytes(bytes(w))
+    with Channels([tmp_path / "ch0"]) as beside:
+        found = list(Records(BytesSource(bytes(simple_stream())), channels=beside))
+    (item,) = [i for i in found if i.type == "device-state"]
+    assert item.fields == {
+        "idstr": "0000:00:03.0/vfio", "instance_id": 4, "size": 3, "final": True,
+    }  # fmt: skip
 
 
 def test_mapped_ram() -> None:

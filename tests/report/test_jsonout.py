@@ -49,4 +49,6 @@ def test_text_is_ascii_on_one_line(name: str) -> None:
 
 def test_record_is_flat() -> None:
     found = json.loads(record(RecordReport("s", "footer", 5, 10, {"section_id": 3})))
-    assert found == {"schema": "s", "type": "footer", "offset": 5, "end": 10, "section_id": 3}
+    assert found == {
+        "schema": "s", "type": "footer", "offset": 5, "end": 10, "channel": None, "section_id": 3,
+    }  # fmt: skip

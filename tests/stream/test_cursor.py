@@ -8,7 +8,8 @@ from typing import TypeVar
 import pytest
 
 from vmstream.errors import TruncatedError
-from vmstream.stream.cursor import NEED_DATA, Cursor, NeedData
+from vmstream.stream.cursor import NEED_DATA, Cursor, NeedData, SansIO, Steps
+from vmstream.stream.events import Gap, Padding
 
 DATA = bytes(range(100))
 T = TypeVar("T")
@@ -62,3 +63,27 @@ def test_take_moves() -> None:
     assert (cursor.offset, cursor.place, cursor.left()) == (14, 4, 16)
     assert bytes(cursor.rest()) == DATA[14:30]
     assert cursor.ends("x").offset == 30
+
+
+class Halves(SansIO):
+    """Takes ten bytes, and leaves the rest."""
+
+    def _stream(self) -> Steps:
+        yield from self._in.have(10, "ten")
+        yield Padding(*self._in.take(10))
+        yield from self._drain("the rest")
+
+
+@pytest.mark.parametrize("window", [1, 7, 100])
+def test_a_decoder(window: int) -> None:
+    """It asks for what it needs, and the rest is one gap, however it is cut."""
+    decoder = Halves(Cursor(), strict=False)
+    events = []
+    while (event := decoder.next_event()) is not None:
+        if event is NEED_DATA:
+            begin = decoder.offset
+            stop = begin + max(window, decoder.need)
+            decoder.supply(memoryview(DATA)[begin:stop], begin, stop >= len(DATA))
+        else:
+            events.append(event)
+    assert events == [Padding(0, 10), Gap(10, len(DATA), "the rest")]

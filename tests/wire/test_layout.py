@@ -8,6 +8,7 @@ import struct
 
 import numpy as np
 import pytest
+import zstandard
 from construct import Bytes, Const, Int8ub, Int16ub, Int32ub, Int64ub, Struct
 from hypothesis import given, settings, strategies as st
 
@@ -15,6 +16,7 @@ from tests import streamwriter as sw
 from tests.strategies import fake_heads, lookalikes
 from vmstream.wire import grammar, layout
 from vmstream.wire.constants import TARGET_PAGE_SIZES
+from vmstream.wire.layout import ZSTD_BLOCK, ZSTD_BLOCK_HEAD, zstd_block
 
 PAGE_SIZES = sorted(TARGET_PAGE_SIZES)
 EVERY = Struct(
@@ -211,3 +213,25 @@ def test_legal_flags() -> None:
     words = {0x004, 0x010, 0x080, 0x200}
     legal = pages | {p | 0x020 for p in pages} | words
     assert {f for f in range(0x1000) if layout.is_legal_flags(f)} == legal
+
+
+def test_zstd_blocks() -> None:
+    """The blocks of a frame lead from its header to its end, and each is what the library takes."""
+    data = random.Random(4).randbytes(300_000) + bytes(500_000)
+    frame = zstandard.ZstdCompressor(write_checksum=True).compress(data)
+    at = zstandard.frame_header_size(frame)
+    engine = zstandard.ZstdDecompressor().decompressobj()
+    out = [engine.decompress(frame[:at])]
+    last = False
+    while not last:
+        block = zstd_block(frame[at : at + ZSTD_BLOCK_HEAD])
+        assert block is not None
+        size, last = block
+        out.append(engine.decompress(frame[at : at + size]))
+        at += size
+    assert at == len(frame) - 4
+    assert b"".join(out) == data
+    assert max(map(len, out)) <= ZSTD_BLOCK
+    assert zstd_block(b"\x06\0\0") is None  # the reserved kind
+    assert zstd_block(b"\x0c\0\x10") is None  # over 128 KiB
+    assert zstd_block(b"\0\0") is None

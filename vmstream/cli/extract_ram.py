@@ -9,7 +9,9 @@ from pathlib import Path
 import click
 
 from vmstream.cli.options import (
+    channel_option,
     json_option,
+    open_channels,
     page_size_option,
     progress_bar,
     snapshot_option,
@@ -26,6 +28,7 @@ Examples:
   vmstream extract-ram dump.bin --block pc.ram -o pc.ram.raw
   vmstream extract-ram dump.bin --all-blocks out/
   vmstream extract-ram guest.save -o ram.raw     from an image of virsh save
+  vmstream extract-ram main.bin --channel ch1.bin --channel ch2.bin -o ram.raw    multifd
   vmstream extract-ram cut.bin --partial -o ram.raw
   cat dump.bin | vmstream extract-ram - -o ram.raw --manifest ram.json
 """
@@ -77,6 +80,7 @@ def _shared(text: str) -> tuple[str, Path]:
     metavar="IDSTR=FILE",
     help="Memory of a block that the stream leaves to a file (x-ignore-shared).",
 )
+@channel_option
 @snapshot_option
 @spool_option
 @page_size_option
@@ -91,6 +95,7 @@ def command(
     force: bool,
     manifest: Path | None,
     shared_blocks: tuple[tuple[str, Path], ...],
+    channels: tuple[str, ...],
     snapshot: str | None,
     spool: str | None,
     page_size: int | None,
@@ -113,9 +118,10 @@ def command(
     )  # fmt: skip
     with (
         OpenStream(stream, digest=manifest is not None, snapshot=snapshot, spool=spool) as opened,
+        open_channels(channels, opened) as beside,
         progress_bar("extracting") as progress,
     ):
-        report, code = extract(opened.source, options, progress, opened.container)
+        report, code = extract(opened.source, options, progress, opened.container, beside)
     if as_json:
         click.echo(dumps(report))
     else:

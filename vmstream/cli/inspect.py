@@ -5,7 +5,9 @@ from __future__ import annotations
 import click
 
 from vmstream.cli.options import (
+    channel_option,
     json_option,
+    open_channels,
     page_size_option,
     progress_bar,
     snapshot_option,
@@ -23,6 +25,7 @@ Examples:
   vmstream inspect --quick dump.bin            head and tail alone, any size
   cat dump.bin | vmstream inspect -
   vmstream inspect guest.save                  an image of virsh save, or a compressed stream
+  vmstream inspect main.bin --channel ch1.bin --channel ch2.bin    multifd, as recorded
   vmstream inspect --json dump.bin | jq .machine
   HMP: migrate "exec:vmstream inspect - > report.txt"
 """
@@ -34,6 +37,7 @@ Examples:
 @click.option("--sections", is_flag=True, help="List every section, iterable ones too.")
 @click.option("--passes", is_flag=True, help="List every pass over RAM.")
 @click.option("--quick", is_flag=True, help="Read head and tail alone; no page counts.")
+@channel_option
 @snapshot_option
 @spool_option
 @page_size_option
@@ -44,6 +48,7 @@ def command(
     sections: bool,
     passes: bool,
     quick: bool,
+    channels: tuple[str, ...],
     snapshot: str | None,
     spool: str | None,
     page_size: int | None,
@@ -53,8 +58,11 @@ def command(
 
     STREAM is a file, or - for standard input.
     """
+    if quick and channels:
+        raise click.UsageError("--quick counts no pages: leave out --channel")
     with (
         OpenStream(stream, snapshot=snapshot, spool=spool) as opened,
+        open_channels(channels, opened) as beside,
         progress_bar("reading") as progress,
     ):
         report, code = inspect(
@@ -63,6 +71,7 @@ def command(
             quick=quick,
             progress=progress,
             container=opened.container,
+            channels=beside,
         )
     if as_json:
         click.echo(dumps(report))

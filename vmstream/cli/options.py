@@ -9,6 +9,8 @@ from typing import Any
 
 import click
 
+from vmstream.container.open import OpenStream
+from vmstream.ops.channels import Channels
 from vmstream.ops.pipeline import Progress
 from vmstream.report.models import InspectReport
 from vmstream.wire.constants import TARGET_PAGE_SIZES
@@ -28,6 +30,26 @@ spool_option = click.option(
     metavar="DIR",
     help="Copy a pipe to a file in DIR first, for what takes seeking.",
 )
+
+
+def channel_option(command: Callable[..., Any]) -> Callable[..., Any]:
+    """--channel: the channels that were recorded beside the main one."""
+    return click.option(
+        "--channel",
+        "channels",
+        multiple=True,
+        type=click.Path(exists=True),
+        metavar="FILE",
+        help="A channel of multifd or postcopy-preempt, recorded beside STREAM, or a directory "
+        "of them; may be given again, in any order.",
+    )(command)
+
+
+def open_channels(
+    paths: tuple[str, ...], opened: OpenStream
+) -> contextlib.AbstractContextManager[Channels | None]:
+    """Open what --channel names; nothing for nothing."""
+    return Channels(paths, opened.identity) if paths else contextlib.nullcontext()
 
 
 def page_size_option(command: Callable[..., Any]) -> Callable[..., Any]:

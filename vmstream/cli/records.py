@@ -5,7 +5,9 @@ from __future__ import annotations
 import click
 
 from vmstream.cli.options import (
+    channel_option,
     json_option,
+    open_channels,
     page_size_option,
     progress_bar,
     snapshot_option,
@@ -25,7 +27,8 @@ Examples:
 
 \b
 Kinds: header configuration section ram-blocks mapped-block pages normal zero xbzrle
-compressed unset ram-control payload footer command eof vmdescription padding gap anomaly
+compressed unset channel packet device-state ram-control payload footer command eof
+vmdescription padding gap anomaly
 """
 
 
@@ -59,6 +62,7 @@ def _range(text: str) -> tuple[int, int | None]:
     metavar="START:END",
     help="Only items with bytes in this range of offsets; reading stops at its end.",
 )
+@channel_option
 @snapshot_option
 @spool_option
 @page_size_option
@@ -67,6 +71,7 @@ def command(
     stream: str,
     kinds: tuple[str, ...],
     span: tuple[int, int | None],
+    channels: tuple[str, ...],
     snapshot: str | None,
     spool: str | None,
     page_size: int | None,
@@ -81,6 +86,7 @@ def command(
     begin, end = span
     with (
         OpenStream(stream, snapshot=snapshot, spool=spool) as opened,
+        open_channels(channels, opened) as beside,
         progress_bar("reading") as progress,
     ):
         records = Records(
@@ -91,6 +97,7 @@ def command(
             end=end,
             progress=progress,
             container=opened.container,
+            channels=beside,
         )
         for item in records:
             click.echo(record(item) if as_json else record_line(item))

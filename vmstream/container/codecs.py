@@ -18,6 +18,7 @@ import zstandard
 
 from vmstream.container.packed import MOST, PackedInput
 from vmstream.errors import FormatError, IntegrityError, LimitError, UnsupportedError
+from vmstream.wire.layout import ZSTD_BLOCK, ZSTD_BLOCK_HEAD, zstd_block
 
 # What a file may make us hold: 'xz -9' takes 65 MiB, 'zstd --ultra -22' 128 MiB.
 MAX_MEMORY = 256 << 20
@@ -25,11 +26,8 @@ MAX_ZSTD_WINDOW = 128 << 20
 
 _FIRST_SLICE = 2 << 10
 
-# RFC 8878 section 3.1.1: a block has 3 bytes of head and at most 128 KiB, unpacked too.
-_ZSTD_BLOCK = 128 << 10
-_ZSTD_BLOCKS = MOST // _ZSTD_BLOCK
+_ZSTD_BLOCKS = MOST // ZSTD_BLOCK
 _ZSTD_HEAD = 18
-_ZSTD_RLE, _ZSTD_RESERVED = 1, 3
 _SKIPPABLE = b"\x2a\x4d\x18"
 
 
@@ -181,21 +179,20 @@ def _zstd_blocks(data: PackedInput) -> tuple[int, bool]:
     view = data.some()
     size = 0
     for _ in range(_ZSTD_BLOCKS):
-        if size + 3 > len(view):
+        if size + ZSTD_BLOCK_HEAD > len(view):
             if size:
                 break
-            view = data.have(3)
-        word = int.from_bytes(view[size : size + 3], "little")
-        last, kind, length = word & 1, word >> 1 & 3, word >> 3
-        if kind == _ZSTD_RESERVED or length > _ZSTD_BLOCK:
+            view = data.have(ZSTD_BLOCK_HEAD)
+        block = zstd_block(view[size : size + ZSTD_BLOCK_HEAD])
+        if block is None:
             data.offset += size
             raise data.damaged("no block")
-        length = 1 if kind == _ZSTD_RLE else length
-        if size + 3 + length > len(view):
+        length, last = block
+        if size + length > len(view):
             if size:
                 break
-            view = data.have(3 + length)
-        size += 3 + length
+            view = data.have(length)
+        size += length
         if last:
             return size, True
     return size, False

@@ -87,6 +87,7 @@ class OpenStream:
     Attributes:
         source: The stream. Its offsets are those of the stream itself, unpacked.
         container: What is around it.
+        identity: Device and inode of the file, `None` for a pipe.
 
     Raises:
         OSError: It cannot be opened.
@@ -105,6 +106,7 @@ class OpenStream:
     ) -> None:
         self.container = Container(snapshot=snapshot)
         self.source = OpenSource(path).source
+        self.identity = self.source.identity
         if spool is not None and isinstance(self.source, PipeSource):
             self.source = spooled(self.source, spool)
         try:

@@ -14,7 +14,7 @@ from typing import Final
 import numpy as np
 from numpy.typing import NDArray
 
-from vmstream.stream.events import MappedPages, PageBatch, PageColumns, RAMBlock, Run
+from vmstream.stream.events import MappedPages, MultiFDPacket, PageBatch, PageColumns, RAMBlock, Run
 from vmstream.wire.constants import RAMSaveFlag
 
 # Words for the kinds of page record, in the order of the columns of `BlockCoverage.records`.
@@ -189,6 +189,11 @@ class RAMCoverage:
         first_baseless: Offset of the first of them.
         filled: ZERO records whose fill byte is not 0.
         first_filled: Offset of the first of them.
+        generation: With multifd, the number of SYNC packets behind which a record or packet stands;
+            `None` without. Within a generation pages come in no order. A pass then begins with a
+            generation: each one of them if they are rounds, else one that starts at or before the
+            end of the one ahead of it with a page that was sent before.
+        rounds: Generations are scans of all RAM, as the main channel says (MULTIFD_FLUSH).
     """
 
     def __init__(self, blocks: tuple[RAMBlock, ...], page_size: int) -> None:
@@ -210,19 +215,28 @@ class RAMCoverage:
         self._last_keys: list[int] = []
         self._last_offsets: list[int] = []
         self._shift = page_size.bit_length() - 1
+        self.generation: int | None = None
+        self.rounds = False
+        self._entered = -1  # the last generation with pages
+        self._highest = -1  # key of it
 
     def add(self, batch: PageBatch) -> None:
         """Count one batch."""
         runs = batch.pages
         # By plain numbers: a flag's own methods are Python, and cost as much as a run.
-        if not isinstance(runs, PageColumns) and not any(r.flags & _XBZRLE_FLAG for r in runs):
+        ordered = self.generation is None
+        if (
+            ordered
+            and not isinstance(runs, PageColumns)
+            and not any(r.flags & _XBZRLE_FLAG for r in runs)
+        ):
             self._add_runs(runs, batch)
             return
         page = (batch.block_offset >> np.uint64(self._shift)).view(np.int64)
         block = batch.block
         kind = _KIND_OF_FLAGS[batch.flags]
         low, high = int(block[0]), int(block[-1])
-        if self._add_next(page, kind, batch):
+        if ordered and self._add_next(page, kind, batch):
             return
         if low == high and (block == low).all():
             sent_before = self._add_to_block(low, page, kind, batch)
@@ -235,7 +249,11 @@ class RAMCoverage:
                     index, page[mine], kind[mine], batch, batch.size[mine]
                 )
             key = page | block.astype(np.int64) << 44
-        self._count_passes(key, sent_before, kind, batch)
+        if ordered:
+            self._count_passes(key, sent_before, kind, batch)
+        else:
+            self._enter(key, sent_before, batch.offset)
+            self._count(0, len(key), kind, batch)
         if (kind == _ZERO).any():
             self._look_at_fills(batch)
         baseless = (kind == _XBZRLE) & ~sent_before
@@ -243,7 +261,38 @@ class RAMCoverage:
             if not self.baseless:
                 self.first_baseless = int(batch.record_offset[np.argmax(baseless)])
             self.baseless += int(np.count_nonzero(baseless))
-        self._look_for_damage(key, batch.record_offset)
+        if ordered:
+            self._look_for_damage(key, batch.record_offset)
+
+    def add_packet(self, packet: MultiFDPacket, offset: int, *, compressed: bool) -> None:
+        """Count a packet of a multifd channel.
+
+        Args:
+            packet: The packet; of a block.
+            offset: Where the main channel stands.
+            compressed: Its pages with data are.
+        """
+        page = (np.concatenate((packet.normal, packet.zero)) >> np.uint64(self._shift)).view(
+            np.int64
+        )
+        seen = self.blocks[packet.block]
+        before = self._mark(seen, page)
+        self._enter(page | packet.block << 44, before, offset)
+        column = _COLUMN[RAMSaveFlag.COMPRESS_PAGE if compressed else RAMSaveFlag.PAGE]
+        for counted in (seen, self.passes[-1]):
+            counted.records[column] += len(packet.normal)
+            counted.records[_ZERO] += len(packet.zero)
+            counted.wire_bytes += packet.end - packet.offset
+
+    # Begin a pass if records of multifd show that there is one; `key` are their pages.
+    def _enter(self, key: _Indices, sent_before: NDArray[np.bool_], offset: int) -> None:
+        low, high = int(key.min()), int(key.max())
+        if self.generation != self._entered:
+            again = self.rounds or (low <= self._highest and bool(sent_before.any()))
+            if not self.passes or again:
+                self._begin_pass(offset)
+            self._entered, self._highest = self.generation or 0, high
+        self._highest = max(self._highest, high)
 
     def discard(self, block: int, start: int, length: int) -> None:
         """Take a range of a block for never sent; bytes, on page boundaries."""
@@ -373,6 +422,11 @@ class RAMCoverage:
         seen = self.blocks[index]
         seen.records += _count_kinds(kind)
         seen.wire_bytes += int((batch.size if size is None else size).sum(dtype=np.int64))
+        return self._mark(seen, page)
+
+    # Note pages as sent; return which of them were sent before.
+    @staticmethod
+    def _mark(seen: BlockCoverage, page: _Indices) -> NDArray[np.bool_]:
         before = seen.sent.test(page)
         if not (np.diff(page) > 0).all():
             # Out of order: a page may come twice within the batch.

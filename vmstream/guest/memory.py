@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from vmstream.errors import IntegrityError, quoted
 from vmstream.guest.coverage import PageBitmap
 from vmstream.guest.xbzrle import apply_deltas
-from vmstream.stream.events import MappedPages, PageBatch, RAMBlock
+from vmstream.stream.events import MappedPages, MultiFDPacket, PageBatch, RAMBlock
 from vmstream.wire import grammar
 from vmstream.wire.constants import ENCODING_FLAG_XBZRLE, RAMSaveFlag
 from vmstream.wire.layout import page_stride, struct_of
@@ -140,6 +140,21 @@ class RAMImage:
                         event.data[at + low - begin : at + high - begin],
                     )
 
+    def add_packet(self, packet: MultiFDPacket, pages: memoryview) -> None:
+        """Write a packet of a multifd channel.
+
+        Args:
+            packet: The packet.
+            pages: Its pages with data, one behind the other.
+        """
+        if packet.block < 0 or not self._places[packet.block]:
+            return
+        size = np.uint64(self._page_size)
+        page, position = _last_of_each((packet.normal // size).view(np.int64))
+        position *= self._page_size
+        self._write_pages(pages, packet.block, page, position, self._page_size)
+        self._write_zeros(packet.block, np.unique(packet.zero // size).view(np.int64))
+
     # Write the records of one block; `rows` are their places in the batch.
     def _add(self, batch: PageBatch, block: int, rows: _Numbers) -> None:
         if not self._places[block]:
@@ -150,11 +165,8 @@ class RAMImage:
             changed = np.isin(page, page[deltas])
             self._add_in_turn(batch, block, rows[changed], page[changed])
             rows, page = rows[~changed], page[~changed]
-        if not (np.diff(page) > 0).all():
-            # A page may come twice: only its last record counts, and then order does not.
-            page, last = np.unique(page[::-1], return_index=True)
-            rows = rows[len(rows) - 1 - last]
-        self._add_whole(batch, block, rows, page)
+        page, last = _last_of_each(page)
+        self._add_whole(batch, block, rows[last], page)
 
     # Write records of pages that are changed by differences: the first of each page, then the
     # second of each, and so on.
@@ -314,6 +326,15 @@ class RAMImage:
             offset = number * size
             self._write_part(block, offset, bytes([value]) * min(size, length - offset))
         self._data[block].add(page)
+
+
+# Pages in ascending order, and the place of each one's last record: only that counts, and then
+# their order does not.
+def _last_of_each(page: _Numbers) -> tuple[_Numbers, _Numbers]:
+    if (np.diff(page) > 0).all():
+        return page, np.arange(len(page))
+    pages, last = np.unique(page[::-1], return_index=True)
+    return pages, len(page) - 1 - last
 
 
 # Where records end in the window of their batch.

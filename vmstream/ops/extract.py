@@ -19,6 +19,7 @@ from vmstream.errors import (
     UnsupportedError,
 )
 from vmstream.guest.memory import Placement, RAMImage
+from vmstream.guest.multifd import PayloadReader
 from vmstream.guest.physical import (
     Evidence,
     PhysicalMap,
@@ -27,6 +28,7 @@ from vmstream.guest.physical import (
     physical_map,
     ram_blocks,
 )
+from vmstream.ops.channels import Channels
 from vmstream.ops.inspect import Summary, block_report, layer_reports
 from vmstream.ops.pipeline import Progress, run
 from vmstream.ops.quick import quick_events
@@ -34,9 +36,11 @@ from vmstream.report import models
 from vmstream.report.jsonout import dumps
 from vmstream.stream.decoder import Decoder
 from vmstream.stream.events import (
+    ChannelEvent,
     Command,
     Event,
     MappedPages,
+    MultiFDPacket,
     PageBatch,
     Payload,
     RAMBlock,
@@ -141,8 +145,11 @@ class _Writer:
         summary: Summary,
         peeked: Evidence | None,
         source: Source,
+        channels: Channels | None,
     ) -> None:
         self._options = options
+        self._channels = channels
+        self._readers: dict[int, PayloadReader] = {}
         self._source = source
         self._stack = stack
         self._summary = summary
@@ -152,6 +159,11 @@ class _Writer:
         self.map: PhysicalMap | None = None
 
     def on(self, event: Event) -> None:
+        if isinstance(event, ChannelEvent):
+            if isinstance(event.event, MultiFDPacket):
+                self._packet(event.channel, event.event)
+                return
+            event = event.event
         if isinstance(event, PageBatch):
             image = self._image or self.open(event.blocks, event.page_size)
             image.add(event)
@@ -162,6 +174,20 @@ class _Writer:
             self._check(event.blocks)
         elif isinstance(event, Command) and event.cmd == MigCmd.POSTCOPY_RAM_DISCARD:
             self._discard(event)
+
+    def _packet(self, channel: int, packet: MultiFDPacket) -> None:
+        reader = self._readers.setdefault(channel, PayloadReader())
+        try:
+            pages = reader.pages(packet)
+        except IntegrityError as error:
+            if self._channels is not None:
+                self._channels.named(channel, error)
+            if not self._options.partial:
+                raise error from None
+            self._page_fault(error)
+            packet, pages = replace(packet, normal=packet.normal[:0]), memoryview(b"")
+        image = self._image or self.open(self._summary.blocks, packet.page_size)
+        image.add_packet(packet, pages)
 
     # What can be refused before anything is read.
     def _check(self, blocks: tuple[RAMBlock, ...]) -> None:
@@ -314,6 +340,7 @@ def extract(
     options: ExtractOptions,
     progress: Progress | None = None,
     container: Container | None = None,
+    channels: Channels | None = None,
 ) -> tuple[models.ExtractReport, int]:
     """Rebuild RAM and write it.
 
@@ -322,6 +349,7 @@ def extract(
         options: What to write.
         progress: Called with (offset, size or None).
         container: What is around the stream; with a manifest, opened with a digest.
+        channels: Recorded beside the main one.
 
     Returns:
         The account, and the exit status.
@@ -352,9 +380,9 @@ def extract(
         if digest is not None:
             # Whoever closes the inner source does not wait for the thread.
             stack.callback(digest.finish)
-        writer = _Writer(options, stack, summary, peeked, source)
+        writer = _Writer(options, stack, summary, peeked, source, channels)
         try:
-            run(source, decoder, [summary, evidence, writer], progress, container)
+            run(source, decoder, [summary, evidence, writer], progress, container, channels)
         except (TruncatedError, FormatError, IntegrityError) as error:
             error.advice = error.advice or "--partial writes what is there"
             raise
@@ -386,6 +414,7 @@ def extract(
         report = _report(
             outermost, decoder, summary, options, writer, outputs, hashed, layer_reports(container)
         )
+        report = replace(report, channels=_channel_inputs(channels, options))
         for out in writer.files.values():
             out.commit()
         if options.all_blocks is not None:
@@ -417,7 +446,7 @@ def _peek(source: Source, options: ExtractOptions) -> Evidence | None:
 def _check_whole(summary: Summary, options: ExtractOptions) -> None:
     elsewhere = summary.pages_elsewhere() or (not options.partial and summary.pages_withdrawn())
     if elsewhere:
-        raise UnsupportedError(0, elsewhere, advice="they are not read by this version")
+        raise UnsupportedError(0, elsewhere)
     if CAP_IGNORE_SHARED in summary.capabilities and options.all_blocks is None:
         wanted = [options.block] if options.block else None
         for covered in summary.coverage_blocks():
@@ -438,6 +467,19 @@ def _check_whole(summary: Summary, options: ExtractOptions) -> None:
             "the stream is not complete: no END of an iterable section",
             advice="--partial writes what is there",
         )
+
+
+def _channel_inputs(
+    channels: Channels | None, options: ExtractOptions
+) -> list[models.ChannelInput]:
+    hashed = options.manifest is not None
+    found = []
+    for channel in channels.list if channels is not None else ():
+        layers = channel.opened.container.layers
+        source = layers[0].source if layers else channel.opened.source
+        digest = whole_digest(source) if hashed else None
+        found.append(models.ChannelInput(channel.name, source.size or channel.end, digest))
+    return found
 
 
 def _is_ram(summary: Summary, block: RAMBlock) -> bool:

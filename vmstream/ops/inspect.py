@@ -12,6 +12,8 @@ from numpy.typing import NDArray
 from vmstream.container.layers import Container
 from vmstream.errors import EXIT_FINDINGS
 from vmstream.guest.coverage import KINDS, BlockCoverage, RAMCoverage
+from vmstream.guest.multifd import compression_of
+from vmstream.ops.channels import ChannelCounts, Channels
 from vmstream.ops.pipeline import Findings, Progress, noted, run
 from vmstream.ops.quick import quick_events
 from vmstream.ops.snapshots import snapshot_report
@@ -19,6 +21,7 @@ from vmstream.report import models
 from vmstream.stream.decoder import Decoder
 from vmstream.stream.events import (
     Anomaly,
+    ChannelEvent,
     Command,
     Configuration,
     EndOfStream,
@@ -27,6 +30,7 @@ from vmstream.stream.events import (
     Gap,
     MappedBlock,
     MappedPages,
+    MultiFDPacket,
     PageBatch,
     Payload,
     RAMBlock,
@@ -111,22 +115,25 @@ class Summary:
         self._discarded = False
         self._live: dict[int, SectionSummary] = {}
         self._current: SectionSummary | None = None
+        self.channels: dict[int, ChannelCounts] = {}
 
     def on(self, event: Event) -> None:
         """Take one event."""
         if isinstance(event, Anomaly):
             self.findings.on(event)
             return
+        if isinstance(event, ChannelEvent):
+            self._channel(event)
+            return
         self.end = event.end
         if isinstance(event, PageBatch):
-            if self.coverage is None:
-                self.coverage = RAMCoverage(self.blocks, event.page_size)
-            self.coverage.add(event)
+            coverage = self._covered(event.page_size)
+            if syncs := [c.syncs for c in self.channels.values() if c.packets]:
+                coverage.generation = max(syncs)
+            coverage.add(event)
             self._body(event)
         elif isinstance(event, MappedPages):
-            if self.coverage is None:
-                self.coverage = RAMCoverage(self.blocks, event.page_size)
-            self.coverage.add_mapped(event)
+            self._covered(event.page_size).add_mapped(event)
             self._body(event)
         elif isinstance(event, MappedBlock):
             self.features["mapped-ram"] = None
@@ -159,6 +166,22 @@ class Summary:
             self.end_offset = event.end
             if event.layout is not None:
                 self._confirm(event.layout)
+
+    def _covered(self, page_size: int) -> RAMCoverage:
+        if self.coverage is None:
+            self.coverage = RAMCoverage(self.blocks, page_size)
+        return self.coverage
+
+    def _channel(self, event: ChannelEvent) -> None:
+        counts = self.channels.setdefault(event.channel, ChannelCounts())
+        inner = event.event
+        if isinstance(inner, PageBatch):
+            self._covered(inner.page_size).add(inner)
+        elif isinstance(inner, MultiFDPacket) and inner.block >= 0:
+            coverage = self._covered(inner.page_size)
+            coverage.generation, coverage.rounds = counts.syncs, "multifd" in self.features
+            coverage.add_packet(inner, self.end, compressed=compression_of(inner) != "none")
+        counts.on(inner)
 
     def _section(self, event: SectionStart) -> None:
         self._current = None
@@ -359,6 +382,8 @@ class Summary:
 
     def pages_elsewhere(self) -> str:
         """Why this stream does not carry its pages; empty if it does."""
+        if any(c.packets for c in self.channels.values()):
+            return ""
         normal = sum(int(b.records.sum() - b.records[1]) for b in self.coverage_blocks())
         if "multifd" in self.features or (
             self.blocks
@@ -367,7 +392,7 @@ class Summary:
             and CAP_IGNORE_SHARED not in self.capabilities
             and any(b.pages_missing for b in self.coverage_blocks())
         ):
-            return "this is the main channel of multifd: pages travel on the other channels"
+            return "the main channel of multifd: pages travel on the other channels (--channel)"
         return ""
 
     def pages_withdrawn(self) -> str:
@@ -375,7 +400,7 @@ class Summary:
         if self._discarded and any(b.pages_missing for b in self.coverage_blocks()):
             return (
                 "pages that postcopy withdrew were not sent again: the rest is cut off, or on "
-                "the second channel of postcopy-preempt"
+                "the second channel of postcopy-preempt (--channel)"
             )
         return ""
 
@@ -415,6 +440,7 @@ class Summary:
         *,
         quick: bool = False,
         container: Container | None = None,
+        channels: Channels | None = None,
     ) -> models.InspectReport:
         """Make the document."""
         config, described = self.configuration, self.vmdescription
@@ -422,10 +448,18 @@ class Summary:
         features += ["section-footers"] if decoder.footers else []
         features += ["vmdescription"] if described else []
         features += list(self.features)
+        counted = self.channels.values()
+        packed = dict.fromkeys(w for c in counted for w in c.compressions if w != "none")
+        if any(c.packets for c in counted) and "multifd" not in self.features:
+            features.append("multifd")
+        features += [f"multifd-{word}" for word in packed]
         for column, name in ((2, "xbzrle"), (3, "compress")):
-            if any(b.records[column] for b in self.coverage_blocks()):
+            if not (packed and column == 3) and any(
+                b.records[column] for b in self.coverage_blocks()
+            ):
                 features.append(name)
         passes = self.coverage.passes if self.coverage else []
+        told_by = "wire" if self.coverage and self.coverage.rounds else "inferred"
         page_size, page_size_source = decoder.page_size, decoder.page_size_source
         if page_size is None and described is not None and described.layout is not None:
             page_size, page_size_source = described.layout.page_size, "vmdescription"
@@ -457,7 +491,7 @@ class Summary:
             ram_total=self.ram_total,
             ram_blocks=[block_report(b, quick=quick) for b in self.coverage_blocks()],
             passes=[
-                models.PassReport(i + 1, p.offset, page_counts(p.records), p.wire_bytes)
+                models.PassReport(i + 1, p.offset, page_counts(p.records), p.wire_bytes, told_by)
                 for i, p in enumerate(passes)
             ],
             pass_count=self.coverage.pass_count if self.coverage else 0,
@@ -467,6 +501,10 @@ class Summary:
             anomalies=self.findings.report(),
             anomaly_count=self.findings.count,
             layers=layers,
+            channels=[
+                self.channels.get(c.place, ChannelCounts()).report(c)
+                for c in (channels.list if channels is not None else ())
+            ],
         )
 
 
@@ -544,6 +582,7 @@ def inspect(
     quick: bool = False,
     progress: Progress | None = None,
     container: Container | None = None,
+    channels: Channels | None = None,
 ) -> tuple[models.InspectReport, int]:
     """Read a stream and account for it.
 
@@ -553,6 +592,7 @@ def inspect(
         quick: Read head and tail alone.
         progress: Called with (offset, size or None).
         container: What is around the stream.
+        channels: Recorded beside the main one; not for `quick`.
 
     Returns:
         The document, and the exit status.
@@ -566,11 +606,12 @@ def inspect(
         for event in chain(noted(container), quick_events(source, decoder)):
             summary.on(event)
     else:
-        run(source, decoder, [summary], progress, container)
+        run(source, decoder, [summary], progress, container, channels)
     if summary.findings.error is not None and not summary.read:
         raise summary.findings.error
     summary.finish(quick=quick)
     code = summary.findings.exit_code
     if not code and not summary.complete:
         code = EXIT_FINDINGS
-    return summary.report(source, decoder, quick=quick, container=container), code
+    report = summary.report(source, decoder, quick=quick, container=container, channels=channels)
+    return report, code

@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from typing import Protocol
 
 from vmstream.container.layers import Container
 from vmstream.errors import EXIT_FINDINGS, EXIT_OK, StreamError
+from vmstream.ops.channels import Channels
+from vmstream.ops.feed import Progress, feed, noted
 from vmstream.report.models import AnomalyReport
-from vmstream.stream.decoder import NEED_DATA, Decoder
+from vmstream.stream.decoder import Decoder
 from vmstream.stream.events import Anomaly, Event, fault
 from vmstream.transport.source import Source
 
-Progress = Callable[[int, int | None], None]
+__all__ = ["Consumer", "Findings", "Progress", "events", "noted", "run"]
 
 
 class Consumer(Protocol):
@@ -28,43 +30,34 @@ def events(
     decoder: Decoder,
     progress: Progress | None = None,
     container: Container | None = None,
+    channels: Channels | None = None,
 ) -> Iterator[Event]:
-    """Yield the events of a source, in order.
+    """Yield the events of a source, in order, and those of other channels where they belong.
 
     Args:
         source: The input.
         decoder: A fresh decoder.
         progress: Called with (offset, size or None) at each window.
         container: What is around the stream; its findings come as anomalies.
+        channels: Recorded beside the main one.
 
     Raises:
-        StreamError: The bytes are at fault, of the stream or of what is around it, and the
-            decoder is strict.
+        StreamError: The bytes are at fault, of the stream or of what is around it, or a channel is
+            missing, and the decoder is strict.
     """
-    yield from noted(container)
     decoder.origin = source.origin
-    while (event := decoder.next_event()) is not None:
-        if event is NEED_DATA:
-            if progress is not None:
-                progress(decoder.offset, source.size)
-            try:
-                window = source.window(decoder.offset, decoder.need)
-            except StreamError as error:
-                if decoder.strict:
-                    raise
-                # Ahead of what the end of the input makes of the stream: it is the cause.
-                yield fault(error)
-                window = source.window(decoder.offset, decoder.need)
-            decoder.supply(*window)
-            yield from noted(container)
-        else:
-            yield event  # type: ignore[misc]
-
-
-def noted(container: Container | None) -> Iterator[Anomaly]:
-    """Yield the findings of a container that are new."""
-    for f in container.take_findings() if container is not None else ():
-        yield Anomaly(f.offset, f.offset, f.severity, f.code, f.message)
+    main = feed(source, decoder, progress, container)
+    if channels is None:
+        yield from main
+        return
+    for wrong in channels.check():
+        if isinstance(wrong, StreamError) and decoder.strict:
+            raise wrong
+        yield fault(wrong) if isinstance(wrong, StreamError) else wrong
+    for event in main:
+        yield event
+        yield from channels.behind(event, decoder)
+    yield from channels.rest(decoder)
 
 
 def run(
@@ -73,9 +66,10 @@ def run(
     consumers: Sequence[Consumer],
     progress: Progress | None = None,
     container: Container | None = None,
+    channels: Channels | None = None,
 ) -> None:
-    """Hand every event of the source to every consumer."""
-    for event in events(source, decoder, progress, container):
+    """Hand every event of the source, and of other channels, to every consumer."""
+    for event in events(source, decoder, progress, container, channels):
         for consumer in consumers:
             consumer.on(event)
 
@@ -110,7 +104,9 @@ class Findings:
 
     def report(self) -> list[AnomalyReport]:
         """Return what was kept, for a document."""
-        return [AnomalyReport(a.offset, a.severity, a.code, a.message) for a in self.kept]
+        return [
+            AnomalyReport(a.offset, a.severity, a.code, a.message, a.channel) for a in self.kept
+        ]
 
     @property
     def exit_code(self) -> int:

@@ -3,22 +3,32 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
 from typing import Any, Final
 
+import numpy as np
+from numpy.typing import NDArray
+
 from vmstream.container.layers import Container
+from vmstream.guest.multifd import compression_of
+from vmstream.ops.channels import Channels
 from vmstream.ops.pipeline import Findings, Progress, events
 from vmstream.report.models import RECORDS_SCHEMA, RecordReport, in_full, readable
 from vmstream.stream.decoder import Decoder
 from vmstream.stream.events import (
     Anomaly,
+    ChannelEvent,
+    ChannelHead,
     Command,
     Configuration,
+    DeviceState,
     EndOfStream,
     Event,
     FileHeader,
     Gap,
     MappedBlock,
     MappedPages,
+    MultiFDPacket,
     Padding,
     PageBatch,
     Payload,
@@ -30,7 +40,7 @@ from vmstream.stream.events import (
     VMDescription,
 )
 from vmstream.transport.source import Source
-from vmstream.wire.constants import RAMSaveFlag, SectionType, command_name
+from vmstream.wire.constants import MultiFDFlag, RAMSaveFlag, SectionType, command_name
 from vmstream.wire.parse import command_fields
 
 PAGE_KINDS: Final = {
@@ -44,8 +54,8 @@ PAGE_KINDS: Final = {
 KINDS: Final = (
     "header", "configuration", "section", "ram-blocks", "mapped-block", "pages",
     *PAGE_KINDS.values(), "unset",
-    "ram-control", "payload", "footer", "command", "eof", "vmdescription", "padding", "gap",
-    "anomaly",
+    "channel", "packet", "device-state", "ram-control", "payload", "footer",
+    "command", "eof", "vmdescription", "padding", "gap", "anomaly",
 )  # fmt: skip
 
 
@@ -63,6 +73,7 @@ class Records:
         end: Only items that start before this one; reading stops there.
         progress: Called with (offset, size or None).
         container: What is around the stream.
+        channels: Recorded beside the main one; left out of a range, which is of the main one.
 
     Attributes:
         findings: The anomalies so far.
@@ -78,9 +89,11 @@ class Records:
         end: int | None = None,
         progress: Progress | None = None,
         container: Container | None = None,
+        channels: Channels | None = None,
     ) -> None:
         self.findings = Findings()
-        self._events = events(source, Decoder(page_size), progress, container)
+        self._channels = [c.name for c in channels.list] if channels is not None else []
+        self._events = events(source, Decoder(page_size), progress, container, channels)
         self._kinds = frozenset(kinds)
         self._begin = begin
         self._end = end
@@ -96,12 +109,15 @@ class Records:
                 if self._wanted(held):
                     yield held
             held = item
-            if self._end is not None and item.offset >= self._end and item.type != "anomaly":
+            own = item.channel is None and item.type != "anomaly"
+            if self._end is not None and item.offset >= self._end and own:
                 return
         if held is not None and self._wanted(held):
             yield held
 
     def _wanted(self, item: RecordReport) -> bool:
+        if item.channel is not None and (self._begin or self._end is not None):
+            return False
         if item.end < self._begin or (item.end == self._begin and item.end > item.offset):
             return False
         if self._end is not None and item.offset >= self._end:
@@ -114,13 +130,50 @@ class Records:
             self.findings.on(event)
             if isinstance(event, RAMBlockList):
                 blocks = event.blocks
-            if isinstance(event, PageBatch):
+            if isinstance(event, ChannelEvent):
+                name = self._channels[event.channel]
+                for item in _in_channel(event.event, blocks):
+                    yield replace(item, channel=name)
+            elif isinstance(event, PageBatch):
                 yield from _runs(event)
             elif isinstance(event, MappedPages):
                 yield from _mapped_runs(event, blocks[event.block])
             else:
-                name, fields = _describe(event)
-                yield RecordReport(RECORDS_SCHEMA, name, event.offset, event.end, fields)
+                yield _item(event, *_describe(event))
+
+
+def _item(
+    event: Event, name: str, fields: dict[str, Any], channel: str | None = None
+) -> RecordReport:
+    return RecordReport(RECORDS_SCHEMA, name, event.offset, event.end, fields, channel)
+
+
+def _in_channel(event: Event, blocks: tuple[RAMBlock, ...]) -> Iterator[RecordReport]:
+    if isinstance(event, PageBatch):
+        yield from _runs(event)
+    elif isinstance(event, MultiFDPacket):
+        fields: dict[str, Any] = {
+            "packet_num": event.packet_num,
+            "sync": bool(event.flags & MultiFDFlag.SYNC),
+        }
+        if event.block >= 0:
+            fields |= _name("block", blocks[event.block].idstr)
+            fields["compression"] = compression_of(event)
+            fields["page_size"] = event.page_size
+            fields["normal"] = _page_runs(event.normal, event.page_size)
+            fields["zero"] = _page_runs(event.zero, event.page_size)
+        yield _item(event, "packet", fields)
+    else:
+        yield _item(event, *_describe(event))
+
+
+# Neighbouring pages as [offset of the first, count].
+def _page_runs(offsets: NDArray[np.uint64], page_size: int) -> list[list[int]]:
+    if not len(offsets):
+        return []
+    first = np.concatenate(([0], np.flatnonzero(np.diff(offsets) != page_size) + 1))
+    counts = np.diff(first, append=len(offsets))
+    return [[int(offsets[at]), n] for at, n in zip(first.tolist(), counts.tolist(), strict=True)]
 
 
 def _runs(batch: PageBatch) -> Iterator[RecordReport]:
@@ -164,7 +217,7 @@ def _mapped_runs(event: MappedPages, block: RAMBlock) -> Iterator[RecordReport]:
 
 # One item for two that follow each other and are cut from the same, else `None`.
 def _join(first: RecordReport, second: RecordReport) -> RecordReport | None:
-    if first.type != second.type or first.end != second.offset:
+    if (first.type, first.channel, first.end) != (second.type, second.channel, second.offset):
         return None
     a, b = first.fields, second.fields
     if first.type == "pages":
@@ -177,7 +230,7 @@ def _join(first: RecordReport, second: RecordReport) -> RecordReport | None:
         fields = b
     else:
         return None
-    return RecordReport(first.schema, first.type, first.offset, second.end, fields)
+    return replace(first, end=second.end, fields=fields)
 
 
 def _name(key: str, name: bytes) -> dict[str, object]:
@@ -232,6 +285,15 @@ def _describe(event: Event) -> tuple[str, dict[str, Any]]:
                 "page_size": event.page_size,
                 "bitmap_offset": event.bitmap_offset,
             }
+        case ChannelHead():
+            return "channel", {"channel_id": event.channel_id, "uuid": event.uuid.hex()}
+        case DeviceState():
+            return "device-state", {
+                **_name("idstr", event.idstr),
+                "instance_id": event.instance_id,
+                "size": len(event.data),
+                "final": event.final,
+            }
         case RAMControl():
             return "ram-control", {"flag": event.flags.name}
         case Payload():
@@ -267,5 +329,5 @@ def _describe(event: Event) -> tuple[str, dict[str, Any]]:
                 "code": event.code,
                 "message": event.message,
             }
-        case PageBatch() | MappedPages():
-            raise TypeError("a page batch is many records")
+        case PageBatch() | MappedPages() | MultiFDPacket() | ChannelEvent():
+            raise TypeError("not one item of the stream")

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from itertools import islice
 from typing import Self
 
 from vmstream.container.layers import Layer
 from vmstream.container.open import OpenStream
+from vmstream.ops.channels import Channels
 from vmstream.ops.pipeline import events
 from vmstream.report.models import readable
 from vmstream.stream.decoder import Decoder
@@ -38,6 +39,7 @@ class Stream:
         page_size: Target page size, bytes; `None` if nothing up to the first page told it.
         blocks: The RAM blocks, in wire order.
         layers: What is around the stream, the outermost first; none for a bare stream.
+        channels: Files of the other channels; `ChannelEvent.channel` is a place in it.
     """
 
     def __init__(
@@ -47,15 +49,26 @@ class Stream:
         page_size: int | None = None,
         strict: bool = False,
         snapshot: str | None = None,
+        channels: Sequence[str | os.PathLike[str]] = (),
     ) -> None:
         self._opened = OpenStream(path, snapshot=snapshot)
+        self._channels: Channels | None = None
+        self.channels: tuple[str, ...] = ()
         self.layers: tuple[Layer, ...] = tuple(self._opened.container.layers)
         self._decoder = Decoder(page_size, strict=strict)
-        self._events = events(self._opened.source, self._decoder, container=self._opened.container)
         self._ahead: list[Event] = []
         self.machine: str | None = None
         self.blocks: tuple[RAMBlock, ...] = ()
         try:
+            if channels:
+                self._channels = Channels(channels, self._opened.identity)
+                self.channels = tuple(c.name for c in self._channels.list)
+            self._events = events(
+                self._opened.source,
+                self._decoder,
+                container=self._opened.container,
+                channels=self._channels,
+            )
             self._read_head()
         except BaseException:
             self.close()
@@ -82,7 +95,9 @@ class Stream:
         self.close()
 
     def close(self) -> None:
-        """Close the input."""
+        """Close the input, and the channels."""
+        if self._channels is not None:
+            self._channels.close()
         self._opened.close()
 
     # Everything up to the first page: kept to be handed out again. Only the last event may
@@ -115,6 +130,7 @@ def open(  # noqa: A001
     page_size: int | None = None,
     strict: bool = False,
     snapshot: str | None = None,
+    channels: Sequence[str | os.PathLike[str]] = (),
 ) -> Stream:
     """Open a migration stream: a file, or standard input for '-'.
 
@@ -126,6 +142,9 @@ def open(  # noqa: A001
         strict: Raise the first fault. Otherwise it becomes an `Anomaly` event, and what can be
             read behind it is.
         snapshot: Name or id of the snapshot, if a qcow2 image has several.
+        channels: Files of the channels of multifd or postcopy-preempt that were recorded beside
+            this one, or directories of them. What is in them comes as `ChannelEvent`, where it
+            belongs.
 
     Raises:
         OSError: It cannot be opened.
@@ -136,4 +155,4 @@ def open(  # noqa: A001
         ...     print(stream.machine, stream.page_size, [b.idstr for b in stream.blocks])
         ...     pages = sum(len(e) for e in stream if isinstance(e, vmstream.PageBatch))
     """
-    return Stream(path, page_size=page_size, strict=strict, snapshot=snapshot)
+    return Stream(path, page_size=page_size, strict=strict, snapshot=snapshot, channels=channels)

@@ -11,7 +11,13 @@ from vmstream.report.models import RecordReport
 
 def record(item: RecordReport) -> str:
     """One line of JSON; the fields stand beside type and offsets."""
-    head = {"schema": item.schema, "type": item.type, "offset": item.offset, "end": item.end}
+    head = {
+        "schema": item.schema,
+        "type": item.type,
+        "offset": item.offset,
+        "end": item.end,
+        "channel": item.channel,
+    }
     return json.dumps(head | item.fields)
 
 

@@ -67,7 +67,12 @@ class RAMBlockReport:
 
 @dataclass(frozen=True, slots=True)
 class PassReport:
-    """One sweep over RAM; inferred from where the page order starts over."""
+    """One sweep over RAM.
+
+    Attributes:
+        source: 'inferred', from where the page order starts over, or 'wire', where MULTIFD_FLUSH
+            words say so.
+    """
 
     number: int
     offset: int
@@ -145,12 +150,64 @@ class VMDescriptionReport:
 
 @dataclass(frozen=True, slots=True)
 class AnomalyReport:
-    """A finding. 'error' makes the exit status 3 to 5, 'warning' 1, 'info' none."""
+    """A finding. 'error' makes the exit status 3 to 5, 'warning' 1, 'info' none.
+
+    Attributes:
+        channel: File of the channel that the offset is in; `None` for the stream itself.
+    """
 
     offset: int
     severity: str
     code: str
     message: str
+    channel: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class DeviceStateReport:
+    """Device state that travelled in multifd channels.
+
+    Attributes:
+        idstr: Name of the device.
+        instance_id: Instance.
+        packets: How many.
+        size: Bytes of state, summed.
+        idstr_b64: The name in full, if it is not plain UTF-8.
+    """
+
+    idstr: str
+    instance_id: int
+    packets: int
+    size: int
+    idstr_b64: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class ChannelReport:
+    """A channel beside the main one.
+
+    Attributes:
+        name: Its file.
+        kind: 'multifd' or 'preempt'.
+        channel_id: Number that a multifd channel states.
+        size: Bytes of the channel that were read.
+        packets: Of multifd, how many.
+        syncs: How many of those end a generation.
+        compression: Of multifd: 'none', 'zlib', 'zstd', 'qpl', 'uadk' or 'qatzip'; more than one
+            if the packets disagree.
+        pages: Pages on the channel, by kind; 'compressed' those in compressed packets.
+        device_states: The first 1000 devices with state on the channel.
+    """
+
+    name: str
+    kind: str
+    channel_id: int | None
+    size: int
+    packets: int
+    syncs: int
+    compression: list[str]
+    pages: PageCounts
+    device_states: list[DeviceStateReport] = field(default_factory=list)
 
 
 @dataclass(frozen=True, slots=True)
@@ -243,7 +300,8 @@ class InspectReport:
         machine: Machine type, `None` without a configuration section.
         uuid: UUID of the guest, if the stream has it.
         page_size: Target page size, bytes.
-        page_size_source: 'argument', 'target-page-bits', 'probe', 'vmdescription' or 'default'.
+        page_size_source: 'argument', 'target-page-bits', 'mapped-ram', 'multifd', 'probe',
+            'vmdescription' or 'default'.
         capabilities: Those that the configuration section lists.
         features: What else the stream shows of the QEMU that wrote it.
         footers: Sections have footers; `None` if no section told.
@@ -259,6 +317,8 @@ class InspectReport:
         anomalies: The first 1000 of them.
         anomaly_count: How many there are.
         layers: What is around the stream, the outermost first; empty for a bare stream.
+        channels: Those that were read beside the main one; pages of theirs are counted with the
+            blocks and passes.
     """
 
     schema: str
@@ -287,6 +347,7 @@ class InspectReport:
     anomalies: list[AnomalyReport]
     anomaly_count: int
     layers: list[LayerReport] = field(default_factory=list)
+    channels: list[ChannelReport] = field(default_factory=list)
 
 
 @dataclass(frozen=True, slots=True)
@@ -296,10 +357,12 @@ class RecordReport:
     Attributes:
         schema: 'vmstream.records/1'.
         type: 'header', 'configuration', 'section', 'ram-blocks', 'pages', 'ram-control',
-            'payload', 'footer', 'command', 'eof', 'vmdescription', 'padding', 'gap' or 'anomaly'.
+            'payload', 'footer', 'command', 'eof', 'vmdescription', 'padding', 'gap' or 'anomaly';
+            of a channel also 'channel', 'packet' and 'device-state'.
         offset: Of the first byte.
         end: Of the first byte behind it; that of `offset` for an anomaly.
         fields: What the item says, by type.
+        channel: File of the channel that it is in; `None` for the stream itself.
     """
 
     schema: str
@@ -307,6 +370,7 @@ class RecordReport:
     offset: int
     end: int
     fields: dict[str, object]
+    channel: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -392,6 +456,15 @@ class OutputReport:
 
 
 @dataclass(frozen=True, slots=True)
+class ChannelInput:
+    """A channel that was read; `sha256` of its file, with --manifest."""
+
+    path: str
+    size: int
+    sha256: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
 class ExtractReport:
     """Document of `vmstream extract-ram --json`, and of its `--manifest`.
 
@@ -412,6 +485,7 @@ class ExtractReport:
         ram_blocks: As in the inspect report.
         anomalies: As in the inspect report.
         layers: As in the inspect report.
+        channels: Read beside the main one.
     """
 
     schema: str
@@ -430,6 +504,7 @@ class ExtractReport:
     ram_blocks: list[RAMBlockReport]
     anomalies: list[AnomalyReport]
     layers: list[LayerReport] = field(default_factory=list)
+    channels: list[ChannelInput] = field(default_factory=list)
 
 
 @dataclass(frozen=True, slots=True)

@@ -107,6 +107,7 @@ def render_inspect(
             f"{n} x{names.count(n)}" if names.count(n) > 1 else n for n in dict.fromkeys(names)
         ]
         _row(out, "commands", ", ".join(counted))
+    _channels(out, report)
     _ram(out, report, long=passes)
     _sections(out, report, devices=devices, sections=sections)
     _end(out, report)
@@ -131,12 +132,38 @@ def _layers(out: Console, report: InspectReport) -> None:
     _row(out, "container", f"{', '.join(names)}{f'; {size_text(size)}' if size else ''}")
 
 
+def _channels(out: Console, report: InspectReport) -> None:
+    if not report.channels:
+        return
+    _row(out, "channels", f"{len(report.channels)} beside the main one")
+    table = _table(
+        "  id", "file", ">bytes", ">packets", ">syncs", "compression", ">normal", ">zero",
+        ">compressed",
+    )  # fmt: skip
+    for c in report.channels:
+        pages = c.pages
+        _add(
+            table,
+            f"  {c.kind if c.channel_id is None else c.channel_id}",
+            printable(c.name),
+            *(f"{n:,}" for n in (c.size, c.packets, c.syncs)),
+            ", ".join(c.compression) or "none",
+            *(f"{n:,}" for n in (pages.normal, pages.zero, pages.compressed)),
+        )
+    out.print(table)
+    for c in report.channels:
+        for d in c.device_states:
+            where = f"{printable(d.idstr)}{f'#{d.instance_id:x}' if d.instance_id else ''}"
+            out.print(f"  {where}: {size_text(d.size)} of device state in {d.packets:,} packets")
+
+
 def _page_size_words(report: InspectReport) -> str:
     return {
         "argument": "as asked for",
         "target-page-bits": "stated by the configuration section",
         "probe": "found from where the page records stand",
         "mapped-ram": "stated by the mapped-ram headers",
+        "multifd": "found from the size of multifd packets",
         "vmdescription": "stated by the vmdescription",
         "default": "assumed, no page record tells",
     }.get(report.page_size_source or "", "no page record was read")
@@ -172,7 +199,12 @@ def _ram(out: Console, report: InspectReport, *, long: bool) -> None:
     out.print(table)
     if report.pass_count < 2 and not long:
         return
-    _row(out, "passes", f"{report.pass_count}, inferred from where the page order starts over")
+    words = {
+        "inferred": "inferred from where the page order starts over",
+        "wire": "as MULTIFD_FLUSH words part them",
+    }
+    source = report.passes[0].source if report.passes else "inferred"
+    _row(out, "passes", f"{report.pass_count}, {words[source]}")
     table = _table(
         "  pass", ">offset", ">normal", ">zero", ">xbzrle", ">compressed", ">on the wire"
     )
@@ -333,11 +365,18 @@ def record_line(item: RecordReport) -> str:
         )
     elif item.type == "anomaly":
         said = f"{fields['severity']} {fields['code']}: {fields['message']}"
+    elif item.type == "packet":
+        said = f"num={fields['packet_num']}{' SYNC' if fields['sync'] else ''}"
+        if "block" in fields:
+            runs: Any = (fields["normal"], fields["zero"])
+            normal, zero = (sum(n for _, n in part) for part in runs)
+            said += f" {fields['block']} normal x{normal} zero x{zero} {fields['compression']}"
     elif item.type == "ram-blocks":
         blocks: Any = fields["blocks"]
         names = (f"{b['idstr']}={b['used_length']:#x}" for b in blocks)
         said = f"total={fields['total']:#x} {' '.join(names)}"
     else:
         said = " ".join(f"{key}={value}" for key, value in fields.items() if value is not None)
+    said = said if item.channel is None else f"{item.channel}: {said}"
     text = f"{item.offset:#014x} {size:>10}  {item.type:<13} {said}".rstrip()
     return printable(text)

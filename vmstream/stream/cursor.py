@@ -6,11 +6,12 @@ caller of the decoder until the bytes are there.
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Generator
 from typing import Final
 
 from vmstream.errors import TruncatedError
-from vmstream.stream.events import Event
+from vmstream.stream.events import Event, Gap
 
 
 class NeedData:
@@ -102,3 +103,60 @@ class Cursor:
         """Say that the input ends inside something."""
         end = self.offset + self.left()
         return TruncatedError(end, "the input ends", context=context, expected=expected)
+
+
+class SansIO(ABC):
+    """A decoder without I/O: its caller gives windows (`supply`) and takes events (`next_event`).
+
+    Args:
+        cursor: Where decoding stands.
+        strict: Raise the first StreamError. Otherwise a fault becomes an `Anomaly` with the
+            error, a `Gap` over what could not be read, and decoding goes on behind it.
+    """
+
+    def __init__(self, cursor: Cursor, *, strict: bool) -> None:
+        self._in = cursor
+        self.strict = strict
+        self._steps = self._stream()
+
+    @abstractmethod
+    def _stream(self) -> Steps:
+        """Yield the events, from the first byte to the last."""
+
+    @property
+    def offset(self) -> int:
+        """Absolute offset of the first byte not yet covered by an event."""
+        return self._in.offset
+
+    @property
+    def need(self) -> int:
+        """Bytes that the next step takes from `offset` on."""
+        return self._in.need
+
+    def supply(self, view: memoryview, offset: int, at_end: bool) -> None:
+        """Give the window to decode from.
+
+        Args:
+            view: The bytes; borrowed until the next call.
+            offset: Absolute offset of the first, at most `self.offset`.
+            at_end: The input ends with this window.
+        """
+        self._in.view = view
+        self._in.base = offset
+        self._in.at_end = at_end
+
+    def next_event(self) -> Event | NeedData | None:
+        """Return the next event, NEED_DATA, or `None` behind the last event.
+
+        Raises:
+            StreamError: The bytes are at fault, and `strict` was asked for.
+        """
+        return next(self._steps, None)
+
+    # Cover whatever is left with one gap, a window at a time.
+    def _drain(self, reason: str) -> Steps:
+        begin = self._in.offset
+        while (yield from self._in.want(1)):
+            self._in.take(self._in.left())
+        if self._in.offset > begin:
+            yield Gap(begin, self._in.offset, reason)

@@ -26,12 +26,11 @@ from vmstream.errors import (
     TruncatedError,
     UnsupportedError,
 )
-from vmstream.stream.cursor import NEED_DATA, Cursor, NeedData, Steps
+from vmstream.stream.cursor import NEED_DATA, Cursor, NeedData, SansIO, Steps
 from vmstream.stream.events import (
     Anomaly,
     Command,
     Configuration,
-    Event,
     FileHeader,
     Gap,
     Payload,
@@ -70,7 +69,7 @@ _MAX_LIVE = 4096
 _KEPT_ZEROS = 64
 
 
-class Decoder:
+class Decoder(SansIO):
     """Decode one migration stream.
 
     Args:
@@ -84,14 +83,12 @@ class Decoder:
     """
 
     def __init__(self, page_size: int | None = None, *, strict: bool = False) -> None:
+        super().__init__(Cursor(), strict=strict)
         self.footers: bool | None = None
-        self._in = Cursor()
         self._ram = RAMReader(self._in, page_size, strict=strict)
-        self.strict = strict
         self._live: dict[int, parse.SectionHead] = {}
         self._settled = False  # a PART or END was seen: the set-up phase is over
         self._over = False  # the input ended inside a package
-        self._steps = self._stream()
 
     @property
     def origin(self) -> int:
@@ -103,44 +100,18 @@ class Decoder:
         self._ram.origin = offset
 
     @property
-    def offset(self) -> int:
-        """Absolute offset of the first byte not yet covered by an event."""
-        return self._in.offset
-
-    @property
-    def need(self) -> int:
-        """Bytes that the next step takes from `offset` on."""
-        return self._in.need
-
-    @property
     def page_size(self) -> int | None:
         """Target page size, bytes; `None` until it is decided."""
         return self._ram.page_size
 
     @property
     def page_size_source(self) -> str | None:
-        """Who decided: 'argument', 'target-page-bits', 'probe', 'default', 'vmdescription'."""
+        """Who decided: a word of `report.models.InspectReport`."""
         return self._ram.page_size_source
 
-    def supply(self, view: memoryview, offset: int, at_end: bool) -> None:
-        """Give the window to decode from.
-
-        Args:
-            view: The bytes; borrowed until the next call.
-            offset: Absolute offset of the first, at most `self.offset`.
-            at_end: The input ends with this window.
-        """
-        self._in.view = view
-        self._in.base = offset
-        self._in.at_end = at_end
-
-    def next_event(self) -> Event | NeedData | None:
-        """Return the next event, NEED_DATA, or `None` behind the last event.
-
-        Raises:
-            StreamError: The bytes are at fault, and `strict` was asked for.
-        """
-        return next(self._steps, None)
+    def decide_page_size(self, size: int, source: str) -> None:
+        """Take the target page size that another channel tells, unless it is decided."""
+        self._ram.decide_page_size(size, source)
 
     # ---- the stream --------------------------------------------------------------------
 
@@ -154,14 +125,6 @@ class Decoder:
             yield fault(error)
         self._ram.assume_page_size()
         yield from self._drain("incomplete, or not readable")
-
-    # Cover whatever is left with gaps, a window at a time.
-    def _drain(self, reason: str) -> Steps:
-        begin = self._in.offset
-        while (yield from self._in.want(1)):
-            self._in.take(self._in.left())
-        if self._in.offset > begin:
-            yield Gap(begin, self._in.offset, reason)
 
     def _head(self) -> Steps:
         yield from self._in.want(8)

@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from vmstream.errors import StreamError
-from vmstream.wire.constants import PAGE_KINDS, RAMSaveFlag
+from vmstream.wire.constants import PAGE_KINDS, MultiFDFlag, RAMSaveFlag
 from vmstream.wire.vmsd import VMDescriptionLayout
 
 
@@ -341,6 +341,70 @@ class MappedPages:
 
 
 @dataclass(frozen=True, slots=True)
+class ChannelHead:
+    """First bytes of a multifd channel.
+
+    Attributes:
+        channel_id: 0 and up.
+        uuid: Of the guest, 16 bytes; zeros if it has none.
+    """
+
+    offset: int
+    end: int
+    channel_id: int
+    uuid: bytes
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class MultiFDPacket:
+    """A packet of a multifd channel.
+
+    Attributes:
+        flags: How it is compressed, and whether it ends a generation (SYNC).
+        packet_num: Counted over all channels by the source.
+        block: Index in the block list; -1 for a packet that counts for nothing, since it has no
+            pages or its block or offsets are damaged.
+        normal: Offsets of pages with data in the block, bytes, uint64 (n,).
+        zero: Offsets of zero pages, likewise.
+        page_size: Target page size, bytes.
+        payload: The pages one behind the other as they were sent, borrowed.
+    """
+
+    offset: int
+    end: int
+    flags: MultiFDFlag
+    packet_num: int
+    block: int
+    normal: NDArray[np.uint64]
+    zero: NDArray[np.uint64]
+    page_size: int
+    payload: memoryview = field(repr=False)
+
+    def detach(self) -> MultiFDPacket:
+        """Return the same packet over an owned copy of its bytes."""
+        return replace(self, payload=memoryview(bytes(self.payload)))
+
+
+@dataclass(frozen=True, slots=True)
+class DeviceState:
+    """Device state in a multifd channel, or a stretch of it; the first has the header.
+
+    Attributes:
+        idstr: Name of the device.
+        instance_id: Instance.
+        data: The bytes, borrowed until the next event is asked for.
+        final: The state ends here.
+    """
+
+    offset: int
+    end: int
+    idstr: bytes
+    instance_id: int
+    data: memoryview = field(repr=False)
+    final: bool = True
+
+
+@dataclass(frozen=True, slots=True)
 class RAMControl:
     """A RAM word that is no page record: EOS or MULTIFD_FLUSH."""
 
@@ -446,6 +510,7 @@ class Anomaly:
         code: Stable word for the kind of finding.
         message: For people.
         error: What a strict decoder would have raised.
+        channel: File of the channel that the offset is in; `None` for the stream itself.
     """
 
     offset: int
@@ -454,6 +519,30 @@ class Anomaly:
     code: str
     message: str
     error: StreamError | None = None
+    channel: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class ChannelEvent:
+    """An event of another channel than the main one, where it belongs in the order of things.
+
+    Attributes:
+        channel: Place in the list of channels.
+        event: What the channel says; its offsets are those of the channel.
+    """
+
+    channel: int
+    event: Event
+
+    @property
+    def offset(self) -> int:
+        """Offset in the channel."""
+        return self.event.offset
+
+    @property
+    def end(self) -> int:
+        """Offset behind it in the channel."""
+        return self.event.end
 
 
 Event = (
@@ -464,6 +553,9 @@ Event = (
     | PageBatch
     | MappedBlock
     | MappedPages
+    | ChannelHead
+    | MultiFDPacket
+    | DeviceState
     | RAMControl
     | Payload
     | SectionFooter
@@ -473,6 +565,7 @@ Event = (
     | Padding
     | Gap
     | Anomaly
+    | ChannelEvent
 )
 
 

@@ -120,6 +120,21 @@ class RAMReader:
         if ram is None:
             raise FormatError(self._in.offset, "RAM without a block list", context=context)
         ram.context = context
+        yield from self._records(ram)
+
+    def bare(self, blocks: tuple[RAMBlock, ...], context: str) -> Steps:
+        """Read page records up to the end of the input: a channel of postcopy-preempt.
+
+        QEMU v10.1.0 migration/ram.c ram_load_postcopy() on RAM_CHANNEL_POSTCOPY. 7.2 ends it with
+        EOS, later ones with the connection.
+        """
+        self._state = RAMState(blocks, context=context)
+        while (yield from self._in.want(1)):
+            yield from self._records(self._state, bare=True)
+
+    # Page records and other words up to EOS, or of a bare channel the end of the input.
+    def _records(self, ram: RAMState, *, bare: bool = False) -> Steps:
+        context = ram.context
         while True:
             if self._mapped:
                 # Only words without pages. QEMU v10.1.0 migration/ram.c parse_ramblocks().
@@ -127,7 +142,8 @@ class RAMReader:
                 if (yield from self._control(context, self._in.place)):
                     return
                 continue
-            yield from self._in.want(RAM_WORD_SIZE)
+            if not (yield from self._in.want(RAM_WORD_SIZE)) and bare:
+                return
             undecided = self.page_size is None and self._in.left() >= RAM_WORD_SIZE
             if undecided and self._in.offset >= self._probed:
                 yield from self._probe(ram)

@@ -22,7 +22,10 @@ FOREIGN_MAGICS: dict[bytes, tuple[str, str]] = {
     b"BZh": ("bzip2 data", _OPENED),
     b"\x04\x22\x4d\x18": ("lz4 data", _OPENED),
     b"\x89LZO": ("lzop data", _OPENED),
-    b"\x11\x22\x33\x44": ("a multifd channel", "multifd is not read by this version"),
+    b"\x11\x22\x33\x44": (
+        "a multifd channel",
+        "read the main channel, with the file of this one as --channel",
+    ),
 }
 
 
@@ -109,6 +112,28 @@ ENCODING_FLAG_XBZRLE = 0x01
 # target/*/cpu-param.h: every page size a system target has, the usual one first.
 TARGET_PAGE_SIZES = (4096, 1024, 8192, 16384, 65536, 256, 2048, 32768)
 DEFAULT_PAGE_SIZE = 4096
+
+# QEMU v10.1.0 migration/multifd.h, migration/multifd.c MULTIFD_MAGIC, MULTIFD_VERSION.
+MULTIFD_MAGIC = b"\x11\x22\x33\x44"
+MULTIFD_VERSION = 1
+# Bytes of pages in a packet at the most. A compressed one is received in a buffer of twice that:
+# QEMU v10.1.0 migration/multifd-zlib.c multifd_zlib_recv_setup(), multifd-zstd.c.
+MULTIFD_PACKET_SIZE = 512 << 10
+
+
+class MultiFDFlag(IntFlag):
+    """Flags of a multifd packet. QEMU v10.1.0 migration/multifd.h MULTIFD_FLAG_*."""
+
+    SYNC = 1 << 0
+    ZLIB = 1 << 1  # since 5.0
+    ZSTD = 2 << 1  # since 5.0
+    QPL = 4 << 1  # since 9.1
+    UADK = 8 << 1  # since 9.1
+    QATZIP = 16 << 1  # since 9.2
+    DEVICE_STATE = 1 << 6  # since 10.0
+
+
+MULTIFD_COMPRESSION_MASK = 0x1F << 1
 
 CAP_IGNORE_SHARED = b"x-ignore-shared"
 CAP_MAPPED_RAM = b"mapped-ram"

@@ -31,6 +31,7 @@ from construct import (
 
 from vmstream.wire.constants import (
     LZOP_MAGIC,
+    MULTIFD_MAGIC,
     QCOW2_MAGIC,
     QEMU_VM_FILE_MAGIC,
     LzopFlag,
@@ -98,6 +99,38 @@ VMDESCRIPTION = Struct(
     "json" / Prefixed(Int32ub, GreedyBytes),
 )
 VMDESCRIPTION_HEAD = Struct("section_type" / Int8ub, "length" / Int32ub)
+
+# QEMU v10.1.0 migration/multifd.c MultiFDInit_t: the first bytes of a channel, since 4.0.
+MULTIFD_INIT = Struct(
+    "magic" / Const(MULTIFD_MAGIC),
+    "version" / Int32ub,
+    "uuid" / Bytes(16),
+    "id" / Int8ub,
+    "unused" / Default(Bytes(7 + 32), bytes(7 + 32)),
+)
+# QEMU v10.1.0 migration/multifd.h MultiFDPacket_t. Behind it one offset for each page that fits a
+# packet, however many there are: first those of pages with data, then those of zero pages.
+MULTIFD_PACKET = Struct(
+    "magic" / Const(MULTIFD_MAGIC),
+    "version" / Int32ub,
+    "flags" / Int32ub,
+    "pages_alloc" / Int32ub,
+    "normal_pages" / Int32ub,
+    "next_packet_size" / Int32ub,
+    "packet_num" / Int64ub,
+    "zero_pages" / Int32ub,  # since 9.0, zero before
+    "reserved" / Default(Bytes(4 + 24), bytes(4 + 24)),
+    "ramblock" / Bytes(256),
+)
+# QEMU v10.1.0 migration/multifd.h MultiFDPacketDeviceState_t, since 10.0.
+MULTIFD_DEVICE_STATE = Struct(
+    "magic" / Const(MULTIFD_MAGIC),
+    "version" / Int32ub,
+    "flags" / Int32ub,
+    "idstr" / Bytes(256),
+    "instance_id" / Int32ub,
+    "next_packet_size" / Int32ub,
+)
 
 # QEMU v10.1.0 block/qcow2.h QCowHeader, docs/interop/qcow2.rst. Version 3 (since 1.1) goes on, and
 # says how long it is; the compression type (since 5.1) is there if that is over 104.

@@ -11,15 +11,15 @@ import struct
 from functools import cache
 
 import numpy as np
-from construct import Bytes, Const, Construct, FormatField, Renamed
+from construct import Bytes, Const, Construct, Default, FormatField, Renamed
 
 from vmstream.wire import constants, grammar
 from vmstream.wire.constants import RAM_FLAG_MASK, RAMSaveFlag
 
 
 def _format_of(field: Construct) -> str:
-    # Const and Renamed wrap the field that has the layout.
-    while isinstance(field, (Renamed, Const)):
+    # These wrap the field that has the layout.
+    while isinstance(field, (Renamed, Const, Default)):
         field = field.subcon
     if isinstance(field, FormatField):
         return str(field.fmtstr[1:])
@@ -106,3 +106,22 @@ def is_legal_flags(flags: int) -> bool:
     if kind & (kind - 1) or not kind & RAM_FLAG_MASK or kind == RAMSaveFlag.FULL:
         return False
     return kind == flags or bool(kind & constants.PAGE_KINDS)
+
+
+# RFC 8878 section 3.1.1: the head of a block, and what a block has at the most, unpacked too.
+ZSTD_BLOCK_HEAD = 3
+ZSTD_BLOCK = 128 << 10
+_ZSTD_RLE, _ZSTD_RESERVED = 1, 3
+
+
+def zstd_block(head: bytes | memoryview) -> tuple[int, bool] | None:
+    """Bytes of a block of a zstd frame with its head, and whether it is the last; `None` if none.
+
+    Args:
+        head: Its first ZSTD_BLOCK_HEAD bytes; fewer are no block.
+    """
+    word = int.from_bytes(head, "little")
+    kind, length = word >> 1 & 3, word >> 3
+    if len(head) < ZSTD_BLOCK_HEAD or kind == _ZSTD_RESERVED or length > ZSTD_BLOCK:
+        return None
+    return ZSTD_BLOCK_HEAD + (1 if kind == _ZSTD_RLE else length), bool(word & 1)
