@@ -22,6 +22,7 @@ import time
 import zlib
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import zstandard
@@ -29,10 +30,12 @@ import zstandard
 from tests.bench import streams
 from tests.qcow2images import Saved, build
 from vmstream.guest.memory import Placement, RAMImage
+from vmstream.ops.feed import feed
 from vmstream.ops.inspect import inspect
 from vmstream.ops.pipeline import events
+from vmstream.stream.channel import MultiFDDecoder
 from vmstream.stream.decoder import Decoder
-from vmstream.stream.events import PageBatch
+from vmstream.stream.events import MultiFDPacket, PageBatch, RAMBlock
 from vmstream.transport.source import OpenSource
 from vmstream.wire.constants import RAMSaveFlag
 
@@ -226,6 +229,53 @@ def bench_mapped(work: Path, pages: int, runs: int) -> None:
     path.unlink()
 
 
+def bench_multifd(work: Path, pages: int, runs: int) -> None:
+    """extract-ram of two channels, against dd of their bytes, or the library that unpacks them."""
+    image, copy, joined = work / "ram.raw", work / "copy", work / "joined"
+    for kind in ("none", "zstd", "zlib"):
+        main, channels = streams.multifd(work, pages, 2, kind)
+        packets = [e for c in channels for e in packets_of(c, pages)]
+        options = [o for c in channels for o in ("--channel", c)]
+        command = [*VMSTREAM, "extract-ram", main, *options, "--block", "mem", "-o", image]
+        joined.write_bytes(b"".join(c.read_bytes() for c in channels))
+        dd: list[str | Path] = ["dd", "bs=1M", f"if={joined}", f"of={copy}"]
+        ours, copied = in_turn(runs, (command, image), (dd, copy))
+        against = f"{ours / copied:.2f} x dd bs=1M of the channels ({copied:.2f} s)"
+        if kind != "none":
+            alone = median(lambda kind=kind, packets=packets: unpack(kind, packets), runs)
+            against += f", {ours / alone:.2f} x {kind} in memory ({alone:.2f} s)"
+        row(
+            f"multifd, {kind}, {pages >> 8} MiB of pages, start-up included",
+            f"{ours:.2f} s, {pages * 4096 / ours / 1e6:,.0f} MB/s of page bytes",
+            against,
+        )
+        for path in (main, *channels, joined):
+            path.unlink()
+
+
+def packets_of(channel: Path, pages: int) -> list[tuple[int, bytes]]:
+    """Channel and payload of each packet."""
+    reader = MultiFDDecoder((RAMBlock(b"mem", pages * 4096),), 4096, strict=True)
+    found = feed(streams.Bytes(channel.read_bytes()), reader)
+    return [
+        (hash(channel), bytes(e.payload))
+        for e in found
+        if isinstance(e, MultiFDPacket) and len(e.payload)
+    ]
+
+
+def unpack(kind: str, packets: list[tuple[int, bytes]]) -> None:
+    """The library alone, one stream a channel."""
+    engines: dict[int, Any] = {}
+    for channel, payload in packets:
+        if channel not in engines:
+            zstd = kind == "zstd"
+            engines[channel] = (
+                zstandard.ZstdDecompressor().decompressobj() if zstd else zlib.decompressobj()
+            )
+        engines[channel].decompress(payload)
+
+
 def bench_packed(path: Path, work: Path, runs: int) -> None:
     """inspect of a compressed stream, against the library that unpacks it."""
     data = path.read_bytes()
@@ -375,6 +425,7 @@ def main() -> None:
         for path in options.stream:
             bench_extract(path, work, options.runs)
         bench_mapped(work, 2 * pages, options.runs)
+        bench_multifd(work, pages, options.runs)
         middle = work / "middle.bin"
         streams.write(middle, pages // 2, 10)
         bench_packed(middle, work, options.runs)

@@ -6,6 +6,7 @@ those of a guest; the lengths of the runs are drawn, so that each case is known.
 
 from __future__ import annotations
 
+import itertools
 import struct
 import sys
 from collections.abc import Iterator
@@ -13,6 +14,8 @@ from pathlib import Path
 
 import numpy as np
 import zstandard
+
+from tests.channelwriter import ChannelWriter
 
 PAGE_SIZE = 4096
 FIXTURES = Path(__file__).parent.parent / "fixtures"
@@ -96,6 +99,34 @@ def mapped(path: Path, pages: int, run: int) -> int:
         end = b"\x03" + struct.pack(">I", SECTION_ID) + _EOS + _FOOTER
         out.write(_EOS + _FOOTER + end + device_sections())
     return int(present.sum()) * PAGE_SIZE
+
+
+def multifd(work: Path, pages: int, channels: int, compression: str) -> tuple[Path, list[Path]]:
+    """Write a migration of one round over full packets, as QEMU 9.0 and later send it."""
+    real = bodies(1024)
+    total = pages * PAGE_SIZE
+    flush = struct.pack(">Q", 0x200)
+    name = b"pc-q35-9.0"
+    main = b"QEVM" + struct.pack(">I", 3) + b"\x07" + struct.pack(">I", len(name)) + name
+    main += b"\x01" + struct.pack(">I", SECTION_ID) + b"\x03ram" + struct.pack(">II", 0, 4)
+    main += struct.pack(">Q", total | 4) + b"\x03mem" + struct.pack(">Q", total)
+    main += flush + _EOS + _FOOTER
+    main += b"\x03" + struct.pack(">I", SECTION_ID) + flush + _EOS + _FOOTER
+    (work / "main.bin").write_bytes(main + device_sections())
+    writers = [ChannelWriter(i, compression=compression) for i in range(channels)]
+    number = itertools.count()
+    for writer in writers:
+        writer.init()
+        writer.sync(next(number))
+    for first in range(0, pages, 128):
+        which = range(first, min(first + 128, pages))
+        body = {n * PAGE_SIZE: real[n % len(real)].tobytes() for n in which}
+        writers[first // 128 % channels].packet(next(number), "mem", body)
+    paths = [work / f"ch{i}.bin" for i in range(channels)]
+    for writer, path in zip(writers, paths, strict=True):
+        writer.sync(next(number))
+        path.write_bytes(bytes(writer))
+    return work / "main.bin", paths
 
 
 def device_sections() -> bytes:

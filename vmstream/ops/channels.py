@@ -105,7 +105,7 @@ class Channels:
         main: tuple[int, int] | None = None,
     ) -> None:
         self.list: list[Channel] = []
-        self._passed_over: list[str] = []
+        self._passed_over: list[tuple[str, str]] = []
         self._rounds: bool | None = None
         self._blocks: tuple[RAMBlock, ...] = ()
         self._packets = 0
@@ -145,7 +145,7 @@ class Channels:
                 continue
             status = inner.stat()
             if (status.st_dev, status.st_ino) != main and not self._add(str(inner), strict=False):
-                self._passed_over.append(inner.name)
+                self._passed_over.append((inner.name, "no channel"))
 
     # Open one file; false if it is no channel and need not be.
     def _add(self, path: str, *, strict: bool = True) -> bool:
@@ -181,15 +181,15 @@ class Channels:
                 advice="give the main channel as STREAM and the others with --channel",
             )
         if strict:
-            self._passed_over.append(path)
+            self._passed_over.append((path, "empty"))
         return False
 
     # ---- what is known before the first byte of the main channel --------------------------
 
     def check(self) -> Iterator[StreamError | Anomaly]:
         """Yield what is wrong with the set of channels."""
-        for name in self._passed_over:
-            yield Anomaly(0, 0, "info", "no-channel", f"{name}: no channel, passed over")
+        for name, why in self._passed_over:
+            yield Anomaly(0, 0, "info", "no-channel", f"{name}: {why}, passed over")
         multifd = [c for c in self.list if c.kind == "multifd"]
         by_id: dict[int, Channel] = {}
         for channel in multifd:
