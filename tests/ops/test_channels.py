@@ -309,6 +309,43 @@ def test_channels_of_two_migrations(tmp_path: Path) -> None:
     assert any("two files" in a.message for a in report.anomalies)
 
 
+def test_the_uuid_of_the_main_channel(tmp_path: Path) -> None:
+    w = StreamWriter()
+    w.header()
+    w.configuration(uuid=b"v" * 16)
+    w.ram_start([RamBlock("pc.ram", 4 * PAGE)], tail=FLUSH)
+    with w.ram_end():
+        w.multifd_flush()
+    w.eof()
+    (tmp_path / "main").write_bytes(bytes(w))
+    for uuid, good in ((b"v" * 16, True), (b"u" * 16, False)):
+        (tmp_path / "ch0").write_bytes(bytes(full(uuid=uuid)))
+        report, code = look(tmp_path / "main", [tmp_path / "ch0"])
+        assert (code == 0) == good
+        assert any("of another guest" in a.message for a in report.anomalies) != good
+        if not good:
+            with pytest.raises(IntegrityError, match="of another guest"):
+                take(tmp_path / "main", [tmp_path / "ch0"], output=tmp_path / "x")
+
+
+def test_a_stream_that_has_its_pages(tmp_path: Path) -> None:
+    """Channels of multifd beside one that is not of multifd."""
+    w = StreamWriter()
+    w.header()
+    w.configuration()
+    w.ram_start([RamBlock("pc.ram", 4 * PAGE)])
+    with w.ram_end():
+        w.page("pc.ram", 0, b"\1" * PAGE)
+        w.zero("pc.ram", PAGE)
+    w.eof()
+    (tmp_path / "main").write_bytes(bytes(w))
+    (tmp_path / "ch0").write_bytes(bytes(full()))
+    report, code = look(tmp_path / "main", [tmp_path / "ch0"])
+    assert code == 1
+    (told,) = [a.message for a in report.anomalies if a.code == "own-pages"]
+    assert "has 1 pages" in told
+
+
 def test_the_last_channel_is_missing(tmp_path: Path) -> None:
     """No number tells, but the packets are numbered over all channels."""
     main = small(tmp_path, *(full(i, of=3) for i in range(3)))

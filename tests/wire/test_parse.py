@@ -62,6 +62,19 @@ def test_file_header_of_something_else(magic: bytes) -> None:
     assert repr(magic[:4]) in str(caught.value)
 
 
+def test_a_recovered_postcopy() -> None:
+    """Its connection has no header, and the names of blocks first; a real one of 11.1."""
+    for command in (10, 9):  # 9 in 3.0
+        name = sw.cstr8("pc.ram")
+        raw = sw.u8(8) + sw.be16(command) + sw.be16(len(name)) + name
+        with pytest.raises(UnsupportedError, match="recovered postcopy"):
+            parse.file_header(raw[:8])
+        with pytest.raises(FormatError, match="not a migration stream"):
+            parse.file_header(raw[:4] + b"\2" + raw[5:8])
+        with pytest.raises(FormatError, match="not a migration stream"):
+            parse.file_header(raw[:5])
+
+
 @pytest.mark.parametrize("version", [0, 2, 4, 0x03000000, 0xFFFFFFFF])
 def test_file_header_of_another_version(version: int) -> None:
     with pytest.raises(FormatError, match="version") as caught:

@@ -40,6 +40,7 @@ from vmstream.stream.events import (
     Anomaly,
     ChannelEvent,
     Command,
+    Configuration,
     DeviceState,
     Event,
     MultiFDPacket,
@@ -204,13 +205,7 @@ class Channels:
                     advice="give the channels of one migration, each once",
                 )
             elif channel.uuid != multifd[0].uuid:
-                yield IntegrityError(
-                    8,
-                    "of another guest than the first channel",
-                    context=f"channel {channel.name}",
-                    expected=multifd[0].uuid.hex(),
-                    found=channel.uuid.hex(),
-                )
+                yield _another_guest(channel, multifd[0].uuid)
         missing = sorted(set(range(max(by_id, default=-1) + 1)) - by_id.keys())
         if missing:
             yield IntegrityError(
@@ -240,6 +235,13 @@ class Channels:
                 yield from self._merge(decoder.strict, to_sync=True)
         elif isinstance(event, RAMBlockList):
             self._begin(event.blocks, decoder)
+        elif isinstance(event, Configuration) and event.uuid is not None:
+            for channel in self.list:
+                if channel.kind == "multifd" and channel.uuid != event.uuid:
+                    error = _another_guest(channel, event.uuid)
+                    if decoder.strict:
+                        raise error
+                    yield fault(error)
         elif isinstance(event, Command) and event.cmd == MigCmd.PACKAGED:
             # Pages of postcopy are newer than any that multifd has sent.
             yield from self._merge(decoder.strict, to_sync=False)
@@ -398,6 +400,16 @@ class ChannelCounts:
                 for (name, instance), (packets, size) in self._devices.items()
             ],
         )
+
+
+def _another_guest(channel: Channel, uuid: bytes) -> IntegrityError:
+    return IntegrityError(
+        8,
+        "of another guest",
+        context=f"channel {channel.name}",
+        expected=f"UUID {uuid.hex()}",
+        found=channel.uuid.hex(),
+    )
 
 
 # Packets by their numbers; what is not one comes first, a SYNC packet last.

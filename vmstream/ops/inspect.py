@@ -93,6 +93,8 @@ class Summary:
         blocks: The block list.
         end: Offset behind the last byte covered.
         ended: EOF was seen.
+        channels: What was read beside the main channel, by place.
+        own_pages: Pages with data on the main channel, if there are others of multifd.
     """
 
     def __init__(self) -> None:
@@ -116,6 +118,7 @@ class Summary:
         self._live: dict[int, SectionSummary] = {}
         self._current: SectionSummary | None = None
         self.channels: dict[int, ChannelCounts] = {}
+        self.own_pages = 0
 
     def on(self, event: Event) -> None:
         """Take one event."""
@@ -130,6 +133,8 @@ class Summary:
             coverage = self._covered(event.page_size)
             if syncs := [c.syncs for c in self.channels.values() if c.packets]:
                 coverage.generation = max(syncs)
+                # Few, if any: zero pages of QEMU before 9.0.
+                self.own_pages += len(event) - len(event.fills())
             coverage.add(event)
             self._body(event)
         elif isinstance(event, MappedPages):
@@ -330,6 +335,7 @@ class Summary:
         seen = self.coverage
         if seen is None:
             return
+        self._note_own_pages()
         if seen.filled:
             # Since 1.5 only pages of zeros are sent so; 9.0 refuses any other fill byte.
             # A vmdescription is there since 2.3, the others since 2.4.
@@ -359,6 +365,18 @@ class Summary:
                 seen.first_out_of_place,
                 f"offset {seen.first_out_of_place:#x}: {seen.out_of_place} page records stand "
                 "between two neighbouring pages but belong elsewhere: a damaged address?",
+            )
+
+    # QEMU v10.1.0 migration/ram.c ram_save_target_page() sends none itself before postcopy.
+    def _note_own_pages(self) -> None:
+        multifd = any(c.packets for c in self.channels.values())
+        if multifd and self.own_pages and "postcopy, switched over" not in self.features:
+            self._note(
+                "warning",
+                "own-pages",
+                0,
+                f"the main channel has {self.own_pages} pages with data of its own, which that of "
+                "multifd does not: are these its channels?",
             )
 
     def _note_missing(self, missing: dict[bytes, int]) -> None:

@@ -199,6 +199,12 @@ def file_header(data: Buffer) -> int:
     for magic, (what, advice) in FOREIGN_MAGICS.items():
         if bytes(data[: len(magic)]) == magic:
             raise UnsupportedError(0, f"{what}, not a bare migration stream", advice=advice)
+    if _is_recovery(bytes(data[:6])):
+        raise UnsupportedError(
+            0,
+            "the stream of a recovered postcopy, which goes on where a broken one ended",
+            advice="give the stream from before the break; --partial writes what it has",
+        )
     magic = bytes(data[:4])
     if magic != QEMU_VM_FILE_MAGIC[: len(magic)]:
         raise FormatError(
@@ -218,6 +224,18 @@ def file_header(data: Buffer) -> int:
             found=str(header.version),
         )
     return size
+
+
+# A new connection has no header: it begins with RECV_BITMAP and the name of a block. 3.0 gave that
+# another number. QEMU v10.1.0 migration/savevm.c qemu_savevm_send_recv_bitmap(), v3.0.0 likewise.
+def _is_recovery(data: bytes) -> bool:
+    cmd, length = int.from_bytes(data[1:3], "big"), int.from_bytes(data[3:5], "big")
+    return (
+        len(data) == 6
+        and data[0] == SectionType.QEMU_VM_COMMAND
+        and cmd in (MigCmd.RECV_BITMAP, MigCmd.POSTCOPY_RESUME)
+        and length == 1 + data[5] > 1
+    )
 
 
 def configuration(data: Buffer, offset: int) -> tuple[ConfigurationValues, int]:
