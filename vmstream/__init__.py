@@ -32,6 +32,7 @@ if TYPE_CHECKING:
         Event,
         FileHeader,
         Gap,
+        LiveRecord,
         MappedBlock,
         MappedPages,
         Padding,
@@ -53,7 +54,7 @@ _HOME = {
     "vmstream.ops.stream": ("Stream", "open"),
     "vmstream.stream.events": (
         "Anomaly", "Command", "Configuration", "EndOfStream", "Event", "FileHeader", "Gap",
-        "MappedBlock", "MappedPages", "Padding", "PageBatch", "Payload", "RAMBlock",
+        "LiveRecord", "MappedBlock", "MappedPages", "Padding", "PageBatch", "Payload", "RAMBlock",
         "RAMBlockList", "RAMControl", "SectionFooter", "SectionStart", "VMDescription",
     ),
 }  # fmt: skip
@@ -61,8 +62,8 @@ _MODULE_OF = {name: module for module, names in _HOME.items() for name in names}
 
 __all__ = [
     "Anomaly", "Command", "Configuration", "EncodeError", "EndOfStream", "Event", "FileHeader",
-    "FormatError", "Gap", "IntegrityError", "LimitError", "MappedBlock", "MappedPages",
-    "OutputError", "Padding", "PageBatch",
+    "FormatError", "Gap", "IntegrityError", "LimitError", "LiveRecord", "MappedBlock",
+    "MappedPages", "OutputError", "Padding", "PageBatch",
     "Payload", "RAMBlock", "RAMBlockList", "RAMControl", "SectionFooter", "SectionStart",
     "Stream", "StreamError", "TruncatedError", "UnsupportedError", "VMDescription",
     "VmstreamError", "__version__", "open",

@@ -251,7 +251,7 @@ def test_empty_batch_has_no_runs() -> None:
 
 def test_events_are_values() -> None:
     kinds = get_args(Event)
-    assert len(kinds) == 16
+    assert len(kinds) == 17
     for kind in kinds:
         names = [f.name for f in dataclasses.fields(kind)]
         assert names[:2] == ["offset", "end"]

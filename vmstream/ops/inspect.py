@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from vmstream.container.layers import Container
 from vmstream.errors import EXIT_FINDINGS
 from vmstream.guest.coverage import KINDS, BlockCoverage, RAMCoverage
+from vmstream.ops.live import LiveSummary
 from vmstream.ops.pipeline import Findings, Progress, noted, run
 from vmstream.ops.quick import quick_events
 from vmstream.ops.snapshots import snapshot_report
@@ -25,6 +26,7 @@ from vmstream.stream.events import (
     Event,
     FileHeader,
     Gap,
+    LiveRecord,
     MappedBlock,
     MappedPages,
     PageBatch,
@@ -85,6 +87,7 @@ class Summary:
 
     Attributes:
         findings: Anomalies so far; `finish` adds those of the stream as a whole.
+        live: What is in iterable sections other than RAM.
         coverage: RAM as sent; `None` before the first page.
         blocks: The block list.
         end: Offset behind the last byte covered.
@@ -93,6 +96,7 @@ class Summary:
 
     def __init__(self) -> None:
         self.findings = Findings()
+        self.live = LiveSummary(self.findings)
         self.configuration: Configuration | None = None
         self.blocks: tuple[RAMBlock, ...] = ()
         self.ram_total: int | None = None
@@ -133,7 +137,11 @@ class Summary:
             self._body(event)
         elif isinstance(event, SectionStart):
             self._section(event)
-        elif isinstance(event, (RAMControl, Payload, Gap)):
+            self.live.on(event)
+        elif isinstance(event, (LiveRecord, Payload)):
+            self._body(event)
+            self.live.on(event)
+        elif isinstance(event, (RAMControl, Gap)):
             self._body(event)
         elif isinstance(event, SectionFooter):
             self._footers = True
@@ -181,7 +189,14 @@ class Summary:
 
     def _body(
         self,
-        event: PageBatch | MappedBlock | MappedPages | RAMControl | RAMBlockList | Payload | Gap,
+        event: PageBatch
+        | MappedBlock
+        | MappedPages
+        | RAMControl
+        | RAMBlockList
+        | LiveRecord
+        | Payload
+        | Gap,
     ) -> None:
         section = self._current
         if isinstance(event, RAMControl) and event.flags == RAMSaveFlag.MULTIFD_FLUSH:
@@ -192,7 +207,7 @@ class Summary:
         section.body_size += event.end - event.offset
         if isinstance(event, Payload):
             section.framing = event.framing
-        elif not isinstance(event, Gap):
+        elif not isinstance(event, Gap) and section.framing != "footer-scan":
             section.framing = "records"
 
     def _command(self, event: Command) -> None:
@@ -281,8 +296,10 @@ class Summary:
                 "stream, or is of postcopy; device sections are framed by inference",
             )
         missing = {b.block.idstr: b.pages_missing for b in self.coverage_blocks()}
+        self.live.finish()
         for section in self._live.values():
-            if section.ended:
+            # Proxmox Backup sends a START and nothing else.
+            if section.ended or section.start.idstr == b"pbs-state":
                 continue
             name = models.readable(section.start.idstr)
             once = not any(missing.values()) and self.coverage is not None
@@ -467,6 +484,7 @@ class Summary:
             anomalies=self.findings.report(),
             anomaly_count=self.findings.count,
             layers=layers,
+            live=None if quick else self.live.report(),
         )
 
 

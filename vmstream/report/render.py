@@ -12,6 +12,7 @@ from rich.text import Text
 
 from vmstream.errors import printable
 from vmstream.report.models import (
+    ExtractBlockReport,
     ExtractReport,
     InspectReport,
     PageCounts,
@@ -24,6 +25,7 @@ _WIDTH = 4000
 _DEVICES_AT_A_GLANCE = 60
 _PASSES_AT_A_GLANCE = 6
 _FINDINGS_AT_A_GLANCE = 10
+_LIVE_AT_A_GLANCE = 10
 
 _LAYER_NAMES = {"libvirt": "libvirt save image"}
 
@@ -108,6 +110,7 @@ def render_inspect(
         ]
         _row(out, "commands", ", ".join(counted))
     _ram(out, report, long=passes)
+    _live(out, report)
     _sections(out, report, devices=devices, sections=sections)
     _end(out, report)
 
@@ -188,6 +191,43 @@ def _ram(out: Console, report: InspectReport, *, long: bool) -> None:
     out.print(table)
     if len(shown) < report.pass_count:
         out.print(f"  ... {report.pass_count - len(shown)} more (--passes)")
+
+
+def _live(out: Console, report: InspectReport) -> None:
+    found = report.live
+    if found is None:
+        return
+    for disk in found.block_devices[:_LIVE_AT_A_GLANCE]:
+        told = f"{disk.chunks:,} chunks of 1 MiB, {disk.zero_chunks:,} zero, {disk.resent:,} resent"
+        told += f", {disk.missing:,} missing, the last ends at {disk.end:#x} (size not stated)"
+        _row(out, "disk", f"{printable(disk.device)}: {told}")
+    _more(out, len(found.block_devices))
+    for bitmap in found.dirty_bitmaps[:_LIVE_AT_A_GLANCE]:
+        words = [f"{bitmap.bits_set:,} bits set of {size_text(bitmap.granularity)} each"]
+        words += ["enabled" if bitmap.enabled else "disabled"]
+        words += ["persistent"] if bitmap.persistent else []
+        words += [] if bitmap.complete else ["not complete"]
+        _row(out, "bitmap", printable(f"{bitmap.node}/{bitmap.name}: {', '.join(words)}"))
+    _more(out, len(found.dirty_bitmaps))
+    if (htab := found.htab) is not None:
+        size = "none (radix)" if htab.radix else size_text(1 << (htab.htab_shift or 0))
+        entries = f"{htab.valid:,} valid and {htab.invalid:,} invalid entries sent"
+        _row(out, "page table", f"{size}, {entries}")
+    for name, storage in (("attributes", found.storage_attributes), ("keys", found.storage_keys)):
+        if storage is not None:
+            pages = f"storage {name} of {storage.pages:,} pages in {storage.range_count:,} ranges"
+            _row(out, "s390", pages)
+    for device in found.vfio[:_LIVE_AT_A_GLANCE]:
+        told = f"{size_text(device.size)} in {device.records:,} records"
+        _row(out, "vfio", f"{printable(device.idstr)}: {told}")
+    _more(out, len(found.vfio))
+    if found.pbs_state_size is not None:
+        _row(out, "pbs-state", size_text(found.pbs_state_size))
+
+
+def _more(out: Console, count: int) -> None:
+    if count > _LIVE_AT_A_GLANCE:
+        out.print(f"  ... {count - _LIVE_AT_A_GLANCE} more (--json)")
 
 
 def _sections(out: Console, report: InspectReport, *, devices: bool, sections: bool) -> None:
@@ -282,6 +322,19 @@ def render_extract(report: ExtractReport, out: Console | None = None) -> None:
             notes.print(
                 f"vmstream: block {printable(block.idstr)} lacks {block.pages_missing:,} pages",
             )
+
+
+def render_extract_block(report: ExtractBlockReport, out: Console | None = None) -> None:
+    """Print what was written to stdout, and what is to be known about it to stderr."""
+    out = out or console()
+    for item in report.outputs:
+        told = f"disk {printable(item.device.device)}, {size_text(item.size)}"
+        if item.size_source == "inferred":
+            told += " (inferred: the end of the last chunk; the stream does not state it)"
+        out.print(f"{printable(item.path)}: {told}")
+    notes = console(sys.stderr)
+    for a in report.anomalies[:_FINDINGS_AT_A_GLANCE]:
+        notes.print(f"vmstream: {a.severity}: {printable(a.message)}")
 
 
 def render_snapshots(report: SnapshotsReport, out: Console | None = None) -> None:

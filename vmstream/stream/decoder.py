@@ -40,6 +40,7 @@ from vmstream.stream.events import (
     VMDescription,
     fault,
 )
+from vmstream.stream.live import LiveReader, live_body, reader_of
 from vmstream.stream.rambody import RAMReader
 from vmstream.stream.tail import (
     FOOTER_SIZE,
@@ -89,6 +90,7 @@ class Decoder:
         self._ram = RAMReader(self._in, page_size, strict=strict)
         self.strict = strict
         self._live: dict[int, parse.SectionHead] = {}
+        self._readers: dict[int, LiveReader | None] = {}
         self._settled = False  # a PART or END was seen: the set-up phase is over
         self._over = False  # the input ended inside a package
         self._steps = self._stream()
@@ -273,6 +275,7 @@ class Decoder:
             if len(self._live) >= _MAX_LIVE:
                 raise LimitError(self._in.offset, f"over {_MAX_LIVE} iterable sections")
             self._live[head.section_id] = head
+            self._readers[head.section_id] = reader_of(head)
         yield from self._body(head, head.section_type)
 
     def _part(self) -> Steps:
@@ -302,14 +305,18 @@ class Decoder:
     # The body of a section or part, and its footer. Behind a fault in it the stream is picked
     # up again at its footer, if it has one.
     def _body(self, head: parse.SectionHead, kind: int) -> Steps:
+        full = kind == SectionType.QEMU_VM_SECTION_FULL
+        reader = None if full else self._readers.get(head.section_id)
         try:
-            if head.idstr == b"ram" and kind != SectionType.QEMU_VM_SECTION_FULL:
+            if head.idstr == b"ram" and not full:
                 yield from self._ram.body(head, kind)
-                yield from self._footer(head)
-            else:
+            elif reader is None or (yield from live_body(self._in, reader, head, kind)):
                 yield from self._foreign_body(head)
+            yield from self._footer(head)
         except (FormatError, IntegrityError) as error:
-            if self.strict or not self.footers:
+            # Where no footer has told yet, one is looked for behind a handler that is not RAM:
+            # so is the end of one that is not known here.
+            if self.strict or not (self.footers or (self.footers is None and reader is not None)):
                 raise
             yield fault(error)
             yield from self._to_footer(head, "not readable, up to the next footer")
@@ -360,8 +367,6 @@ class Decoder:
                     *self._in.take(size), head.section_id, "footer-scan", data, final=found
                 )
             if found:
-                self.footers = True
-                yield from self._footer(head)
                 return
             if (yield from self._is_all(at_end)):
                 raise self._in.ends(describe(head))

@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 
 from vmstream.errors import StreamError
 from vmstream.wire.constants import PAGE_KINDS, RAMSaveFlag
+from vmstream.wire.live import Record
 from vmstream.wire.vmsd import VMDescriptionLayout
 
 
@@ -369,6 +370,25 @@ class Payload:
 
 
 @dataclass(frozen=True, slots=True)
+class LiveRecord:
+    """A record of an iterable section other than RAM, or a stretch of one that is long.
+
+    Attributes:
+        section_id: Whose record it is.
+        record: What it says.
+        data: The bytes that belong to it, borrowed until the next event is asked for.
+        final: The record ends here; what follows otherwise has the same `record`.
+    """
+
+    offset: int
+    end: int
+    section_id: int
+    record: Record
+    data: memoryview = field(repr=False)
+    final: bool = True
+
+
+@dataclass(frozen=True, slots=True)
 class SectionFooter:
     """The footer behind a section or part, 2.4 on."""
 
@@ -466,6 +486,7 @@ Event = (
     | MappedPages
     | RAMControl
     | Payload
+    | LiveRecord
     | SectionFooter
     | Command
     | EndOfStream
