@@ -52,7 +52,9 @@ def test_size(tmp_path: Path) -> None:
     run = vmstream(*args, "5M")
     assert run.status == 2
     assert "exists" in run.err
-    assert vmstream(*args, "5M", "--force").status == 0
+    run = vmstream(*args, "5M", "--force")
+    assert run.status == 1
+    assert "no chunk was sent of its last 1048576 bytes" in run.err
     assert (tmp_path / "v").stat().st_size == 5 << 20
 
 

@@ -83,6 +83,35 @@ def test_chunks_are_counted() -> None:
     assert codes(whole) == ["chunks-missing"]
 
 
+@pytest.mark.parametrize(
+    ("ends", "percent", "short"),
+    [
+        ([4, 1], 60, False),
+        ([4, 1], 59, True),
+        ([6, 7], 78, True),
+        ([6, 10], 99, False),
+        ([1], 0, False),
+        ([2], 49, True),
+        ([2], 50, False),
+        ([1, 1, 1], 0, False),
+        ([100], 98, True),
+        ([100], 99, False),
+    ],
+)
+def test_a_migration_that_ended_too_early(ends: list[int], percent: int, short: bool) -> None:
+    """The progress on the way is that of all disks; the last MiB of each is not counted."""
+    chunks = [
+        sw.block_chunk(f"d{i}", at * MIB, None) for i, end in enumerate(ends) for at in range(end)
+    ]
+    part = [*chunks, sw.block_progress(percent), sw.block_end()]
+    end = [sw.block_progress(100), sw.block_end()]
+    _, whole = report(stream("block", [sw.block_end()], part, end).data)
+    assert codes(whole) == ["chunks-missing"] * short
+    # Where none was stated, there is nothing to compare.
+    _, whole = report(stream("block", [sw.block_end()], [*chunks, sw.block_end()], end).data)
+    assert codes(whole) == []
+
+
 def test_disks_are_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(ops_live, "MAX_BLOCK_DEVICES", 3)
     chunks = [sw.block_chunk(f"d{i}", 0, None) for i in range(6)]

@@ -17,10 +17,10 @@ from vmstream.errors import (
 )
 from vmstream.ops.inspect import Summary, layer_reports
 from vmstream.ops.live import Disks
-from vmstream.ops.pipeline import Progress, run
+from vmstream.ops.pipeline import Findings, Progress, run
 from vmstream.report import models
 from vmstream.stream.decoder import Decoder
-from vmstream.stream.events import Event, LiveRecord
+from vmstream.stream.events import Anomaly, Event, LiveRecord
 from vmstream.transport.sink import (
     OutputFile,
     check_free,
@@ -107,7 +107,7 @@ class _Writer:
         check_free(path, force=options.force, keep=self._source.identity)
         return self._stack.enter_context(OutputFile(path, force=options.force))
 
-    def finish(self) -> list[models.DiskReport]:
+    def finish(self, findings: Findings) -> list[models.DiskReport]:
         """Give the files their sizes, and account for them."""
         found = []
         for device, out in self.files.items():
@@ -116,6 +116,12 @@ class _Writer:
             disk = self.disks.devices[device]
             size = disk.end if self._options.size is None else self._options.size
             out.resize(size)
+            if size > disk.end:
+                message = (
+                    f"disk {models.readable(device)!r}: no chunk was sent of its last "
+                    f"{size - disk.end} bytes"
+                )
+                findings.on(Anomaly(0, 0, "warning", "chunks-missing", message))
             source = "inferred" if self._options.size is None else "argument"
             found.append(models.DiskReport(str(out.path), size, source, disk.report(device)))
         return found
@@ -172,7 +178,7 @@ def extract_block(
                 "the block migration did not end: disks may lack chunks",
                 advice="--partial writes what is there",
             )
-        outputs = writer.finish()
+        outputs = writer.finish(summary.findings)
         for out in writer.files.values():
             if out is not None:
                 out.commit()

@@ -81,11 +81,13 @@ class Disks:
     Attributes:
         devices: By name, in the order they come.
         again: The chunk that was added last had been sent before.
+        percent: The last progress that was stated on the way, `None` if there was none.
     """
 
     def __init__(self) -> None:
         self.devices: dict[bytes, DiskSummary] = {}
         self.again = False
+        self.percent: int | None = None
         self._bitmaps = 0
 
     def add(self, offset: int, chunk: live.BlockChunk) -> None:
@@ -113,6 +115,20 @@ class Disks:
         disk.zero_chunks += chunk.zero
         disk.chunks += not chunk.zero
         disk.end = max(disk.end, chunk.device_offset + BLK_MIG_BLOCK_SIZE)
+
+    @property
+    def cut_short(self) -> bool:
+        """Whether the progress says that the disks go on behind the last chunks.
+
+        What it counts of a disk stops at the start of its last chunk. QEMU v7.2.0 migration/block.c
+        mig_save_device_bulk(), blk_mig_save_bulked_block(). The disks are at most as long as their
+        chunks, so it must come to the percentage below, or is higher.
+        """
+        total = sum(disk.end for disk in self.devices.values())
+        if self.percent is None or not total:
+            return False
+        counted = total - len(self.devices) * BLK_MIG_BLOCK_SIZE
+        return self.percent < 100 * counted // total
 
     def report(self) -> list[models.BlockDeviceReport]:
         """Account for them."""
@@ -200,6 +216,9 @@ class LiveSummary:
         match event.record:
             case live.BlockChunk():
                 self._chunk(event.offset, event.record)
+            case live.BlockProgress() as progress if progress.percent < 100:
+                # 100 is what END says in any case.
+                self._disks.percent = progress.percent
             case live.BitmapStart() as start:
                 self._bitmaps[start.node, start.name] = _Bitmap(start)
             case live.BitmapBits() as bits:
@@ -299,6 +318,14 @@ class LiveSummary:
                     "never sent: an incremental migration leaves them to the image below, and so "
                     "does damage",
                 )
+        if self._disks.cut_short:
+            self._note(
+                "warning",
+                "chunks-missing",
+                0,
+                f"the block migration ended at {self._disks.percent} percent: the last chunks of a "
+                "disk were never sent",
+            )
 
     def report(self) -> models.LiveReport | None:
         """Make the part of the document; `None` if there is nothing to tell."""
