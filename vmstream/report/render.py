@@ -198,12 +198,13 @@ def _live(out: Console, report: InspectReport) -> None:
     if found is None:
         return
     for disk in found.block_devices[:_LIVE_AT_A_GLANCE]:
-        told = f"{disk.chunks:,} chunks of 1 MiB, {disk.zero_chunks:,} zero, {disk.resent:,} resent"
+        told = f"{_count(disk.chunks, 'chunk')} of 1 MiB, {disk.zero_chunks:,} zero"
+        told += f", {disk.resent:,} resent"
         told += f", {disk.missing:,} missing, the last ends at {disk.end:#x} (size not stated)"
         _row(out, "disk", f"{printable(disk.device)}: {told}")
     _more(out, len(found.block_devices))
     for bitmap in found.dirty_bitmaps[:_LIVE_AT_A_GLANCE]:
-        words = [f"{bitmap.bits_set:,} bits set of {size_text(bitmap.granularity)} each"]
+        words = [f"{_count(bitmap.bits_set, 'bit')} set of {size_text(bitmap.granularity)} each"]
         words += ["enabled" if bitmap.enabled else "disabled"]
         words += ["persistent"] if bitmap.persistent else []
         words += [] if bitmap.complete else ["not complete"]
@@ -215,14 +216,18 @@ def _live(out: Console, report: InspectReport) -> None:
         _row(out, "page table", f"{size}, {entries}")
     for name, storage in (("attributes", found.storage_attributes), ("keys", found.storage_keys)):
         if storage is not None:
-            pages = f"storage {name} of {storage.pages:,} pages in {storage.range_count:,} ranges"
-            _row(out, "s390", pages)
+            pages = f"{_count(storage.pages, 'page')} in {_count(storage.range_count, 'range')}"
+            _row(out, "s390", f"storage {name} of {pages}")
     for device in found.vfio[:_LIVE_AT_A_GLANCE]:
-        told = f"{size_text(device.size)} in {device.records:,} records"
+        told = f"{size_text(device.size)} in {_count(device.records, 'record')}"
         _row(out, "vfio", f"{printable(device.idstr)}: {told}")
     _more(out, len(found.vfio))
     if found.pbs_state_size is not None:
         _row(out, "pbs-state", size_text(found.pbs_state_size))
+
+
+def _count(number: int, what: str) -> str:
+    return f"{number:,} {what}{'' if number == 1 else 's'}"
 
 
 def _more(out: Console, count: int) -> None:
