@@ -183,19 +183,19 @@ def live_body(
     Raises:
         FormatError: Bytes contradict the format of the handler.
     """
+    context = describe(head)
     reader.begin(section_type)
     while True:
         try:
             item = reader.read(cursor.rest(), cursor.offset)
         except parse.Short as short:
-            yield from cursor.have(short.size, describe(head))
+            yield from cursor.have(short.size, context)
             continue
         record, first, left = item.record, item.head, item.size
         while True:
             # Long data is given as it comes: at least a byte, so that no event is empty.
-            yield from cursor.have(
-                first + (left if item.size <= _MOST_AT_ONCE else min(left, 1)), describe(head)
-            )
+            least = first + (left if item.size <= _MOST_AT_ONCE else min(left, 1))
+            yield from cursor.have(least, context)
             size = min(left, cursor.left() - first)
             left -= size
             data = cursor.rest()[first : first + size]

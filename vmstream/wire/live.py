@@ -244,6 +244,10 @@ def _counted(data: Buffer, pos: int) -> tuple[bytes, int]:
     return bytes(data[pos + 1 : end]), end
 
 
+# As plain numbers: these are read by the million.
+_CHUNK, _ZERO = int(BlkMigFlag.DEVICE_BLOCK), int(BlkMigFlag.ZERO_BLOCK)
+
+
 def block_record(data: Buffer, offset: int) -> Item:
     """Parse a record of block migration.
 
@@ -259,7 +263,7 @@ def block_record(data: Buffer, offset: int) -> Item:
         return Item(BodyEnd(), _WORD.size, last=True)
     if flags == BlkMigFlag.PROGRESS and sector <= 100:
         return Item(BlockProgress(sector), _WORD.size)
-    if flags & ~int(BlkMigFlag.ZERO_BLOCK) != BlkMigFlag.DEVICE_BLOCK:
+    if flags & ~_ZERO != _CHUNK:
         raise FormatError(
             offset,
             f"illegal block migration word {word:#x}",
@@ -276,7 +280,7 @@ def block_record(data: Buffer, offset: int) -> Item:
             expected="a multiple of 1 MiB, below 8 EiB",
         )
     device, end = _counted(data, _WORD.size)
-    zero = bool(flags & BlkMigFlag.ZERO_BLOCK)
+    zero = flags != _CHUNK
     return Item(BlockChunk(device, at, zero), end, 0 if zero else BLK_MIG_BLOCK_SIZE)
 
 
