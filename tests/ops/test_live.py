@@ -14,6 +14,7 @@ from tests.streamwriter import Device, RamBlock, StreamWriter
 from tests.truth import load_manifest, open_fixture
 from vmstream.ops import live as ops_live
 from vmstream.ops.inspect import inspect
+from vmstream.ops.records import Records
 from vmstream.report import models
 
 PAGE = 4096
@@ -250,6 +251,25 @@ def test_a_hash_page_table() -> None:
     assert found.htab == models.HTABReport(21, False, 0, 0)
 
 
+def test_entries_of_a_real_hash_page_table() -> None:
+    """A program entered a page into each of some groups: the entry is the first of its group."""
+    groups = load_manifest("own-ppc64-htab")["htab"]["groups"]
+    data = open_fixture("own-ppc64-htab")
+    found, whole = report(data)
+    assert found.htab == models.HTABReport(21, False, len(groups), 0)
+    assert not whole.anomalies
+    chunks = list(Records(BytesSource(data), kinds=("htab-chunk",)))
+    assert [c.fields["index"] for c in chunks] == groups
+    for chunk in chunks:
+        entry = data[chunk.end - 16 : chunk.end]
+        # Valid, of the first page; the page it stands for, in memory (M). QEMU v7.2.0
+        # target/ppc/mmu-hash64.h HPTE64_V_VALID, HPTE64_R_WIMG.
+        assert int.from_bytes(entry[:8], "big") & 1
+        place = int.from_bytes(entry[8:], "big")
+        assert place & 0x78 == 0x10
+        assert place & 0x7000 == int(str(chunk.fields["index"])) << 12 & 0x7000
+
+
 def test_storage_attributes() -> None:
     values = [
         sw.storage_values(0x10000, b"a" * 4),
@@ -293,6 +313,20 @@ def test_storage_keys() -> None:
     assert found.live is not None
     assert found.live.storage_keys == models.StorageReport(150, [[0, 100], [1 << 32, 50]], 2)
     assert not found.anomalies
+
+
+def test_real_storage_keys() -> None:
+    want = load_manifest("own-s390x-keys")["storage_keys"]
+    data = open_fixture("own-s390x-keys")
+    found, whole = report(data)
+    assert found.storage_keys == models.StorageReport(want["pages"], [[0, want["pages"]]], 1)
+    assert "storage-keys" not in codes(whole)
+    section = next(s for s in whole.sections if s.idstr == "s390-skeys")
+    assert section.body_size == 16 + want["pages"] + 8
+    body = data[section.body_offset + 16 :][: want["pages"]]
+    # The low bits say whether the page was used and changed.
+    assert {key & 0xF0 for key in body[: want["first"]]} == {want["key"]}
+    assert {key & 0xF0 for key in body[want["first"] :]} == {0}
 
 
 @pytest.mark.parametrize(

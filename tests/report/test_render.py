@@ -150,6 +150,13 @@ def test_iterable_sections() -> None:
         assert line in said
 
 
+def test_bits_are_in_the_json_alone() -> None:
+    items = list(Records(BytesSource(live_stream(["vda"])), kinds=("bitmap-bits",)))
+    (line,) = map(record_line, items)
+    assert items[0].fields["data"] == "01" * 8
+    assert line.endswith("node=vda name=vda disk_offset=0 length=65536 zeroes=False")
+
+
 def test_a_guest_without_a_hash_page_table() -> None:
     w = StreamWriter()
     w.header()

@@ -379,6 +379,8 @@ def clock_text(nanoseconds: int) -> str:
 def record_line(item: RecordReport) -> str:
     """One item of `records` as a line of text: offset, size, type, what it says."""
     fields = dict(item.fields)
+    if item.type == "live":
+        fields.pop("data", None)  # up to 10 KiB of bits
     size = item.end - item.offset
     if item.type == "pages":
         first, count = int(str(fields["block_offset"])), int(str(fields["count"]))

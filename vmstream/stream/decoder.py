@@ -3,7 +3,7 @@
 The decoder does no I/O. Its caller gives it windows (`supply`) and takes events (`next_event`);
 NEED_DATA asks for a window that starts at `decoder.offset` or before and reaches `decoder.need`
 bytes further, or ends where the input ends. Events do not depend on how the input is cut, but
-for the cuts between page batches and between the stretches of a payload.
+for the cuts between page batches and between the stretches of a payload or of a long record.
 
     while (event := decoder.next_event()) is not None:
         if event is NEED_DATA:
