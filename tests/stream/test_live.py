@@ -31,7 +31,7 @@ from vmstream.stream.events import (
     SectionStart,
     VMDescription,
 )
-from vmstream.stream.live import reader_of
+from vmstream.stream.live import LiveHandlers
 from vmstream.wire import live, parse
 from vmstream.wire.constants import MAX_BITMAPS
 
@@ -119,14 +119,16 @@ def test_handlers() -> None:
     def head(idstr: bytes, version: int = 1) -> parse.SectionHead:
         return parse.SectionHead(1, 7, idstr, 0, version)
 
-    for name in (b"block", b"dirty-bitmap", b"spapr/htab", b"pbs-state", b"vfio", b"00:1/vfio"):
-        assert reader_of(head(name)) is not None
-        assert reader_of(head(name)) is not reader_of(head(name))
+    handlers = LiveHandlers()
+    for name in (b"block", b"spapr/htab", b"pbs-state", b"vfio", b"00:1/vfio"):
+        assert handlers.reader(head(name)) is not None
+        assert handlers.reader(head(name)) is not handlers.reader(head(name))
         # Another version has another format, which is not known.
-        assert reader_of(head(name, 2)) is None
-    assert reader_of(head(b"s390-storage_attributes", 0)) is not None
+        assert handlers.reader(head(name, 2)) is None
+    assert handlers.reader(head(b"s390-storage_attributes", 0)) is not None
+    assert handlers.reader(head(b"dirty-bitmap", 2)) is None
     for name in (b"ram", b"xvfio", b"vfio/x", b"slirp", b"a/block"):
-        assert reader_of(head(name)) is None
+        assert handlers.reader(head(name)) is None
 
 
 # ---- what is not decoded ------------------------------------------------------------------------
@@ -303,6 +305,13 @@ def test_bitmaps_are_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
     found = decode(bytes(w))
     assert isinstance(found.errors[0], LimitError)
     assert len(found.of(LiveRecord)) == 3
+    # Other sections of that name have no more to give.
+    w = begun()
+    for i in range(4):
+        w.live_records("START", i, [sw.bitmap_start("n", f"b{i}"), sw.bitmap_end()], "dirty-bitmap")
+    found = decode(bytes(w))
+    assert isinstance(found.errors[0], LimitError)
+    assert [e.record.kind for e in found.of(LiveRecord)].count("bitmap-start") == 3
 
 
 def test_names_of_bitmaps_go_on_from_part_to_part() -> None:

@@ -40,7 +40,7 @@ from vmstream.stream.events import (
     VMDescription,
     fault,
 )
-from vmstream.stream.live import LiveReader, live_body, reader_of
+from vmstream.stream.live import LiveHandlers, LiveReader, live_body
 from vmstream.stream.rambody import RAMReader
 from vmstream.stream.tail import (
     FOOTER_SIZE,
@@ -90,6 +90,7 @@ class Decoder:
         self._ram = RAMReader(self._in, page_size, strict=strict)
         self.strict = strict
         self._live: dict[int, parse.SectionHead] = {}
+        self._handlers = LiveHandlers()
         self._readers: dict[int, LiveReader | None] = {}
         self._settled = False  # a PART or END was seen: the set-up phase is over
         self._over = False  # the input ended inside a package
@@ -275,7 +276,7 @@ class Decoder:
             if len(self._live) >= _MAX_LIVE:
                 raise LimitError(self._in.offset, f"over {_MAX_LIVE} iterable sections")
             self._live[head.section_id] = head
-            self._readers[head.section_id] = reader_of(head)
+            self._readers[head.section_id] = self._handlers.reader(head)
         yield from self._body(head, head.section_type)
 
     def _part(self) -> Steps:

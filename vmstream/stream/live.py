@@ -154,7 +154,6 @@ class _BackupState:
 
 _READERS: dict[tuple[bytes, int], Callable[[], LiveReader]] = {
     (b"block", 1): _Block,
-    (b"dirty-bitmap", 1): _DirtyBitmaps,
     (b"spapr/htab", 1): _HashPageTable,
     (b"s390-storage_attributes", 0): _StorageAttributes,
     (b"pbs-state", 1): _BackupState,
@@ -163,13 +162,23 @@ _READERS: dict[tuple[bytes, int], Callable[[], LiveReader]] = {
 }
 
 
-def reader_of(head: parse.SectionHead) -> LiveReader | None:
-    """Make a reader for an iterable section, `None` if its handler is not known here."""
-    name = head.idstr
-    if name.endswith(b"/vfio"):
-        name = b"vfio"
-    made = _READERS.get((name, head.version_id))
-    return made() if made is not None else None
+class LiveHandlers:
+    """The handlers that are known, for one stream."""
+
+    def __init__(self) -> None:
+        # One for all, as in QEMU, so that there is one bound on them: v10.1.0
+        # migration/block-dirty-bitmap.c dbm_state.
+        self._bitmaps = _DirtyBitmaps()
+
+    def reader(self, head: parse.SectionHead) -> LiveReader | None:
+        """Return the reader of an iterable section, `None` if its handler is not known here."""
+        name = head.idstr
+        if name.endswith(b"/vfio"):
+            name = b"vfio"
+        if (name, head.version_id) == (b"dirty-bitmap", 1):
+            return self._bitmaps
+        made = _READERS.get((name, head.version_id))
+        return made() if made is not None else None
 
 
 def live_body(
