@@ -6,8 +6,9 @@
     python scripts/capture_fixtures.py --list
     python scripts/capture_fixtures.py --out somewhere
 
-Needs qemu-system-x86_64 on PATH (any version; 7.2 made the files in the repository), the Python
-packages of the test suite, and about a minute. No root, no KVM, no network.
+Needs qemu-system-x86_64 on PATH (any version; 7.2 made the files in the repository), for two
+captures also those of s390x and ppc64, the Python packages of the test suite, and about a minute.
+No root, no KVM, no network.
 
 The guest is the boot sector tests/fixtures/guest/dirty.S: it fills memory from 1 MiB, says FILLED
 on the serial port, and then keeps changing pages. For each capture NAME two files are written:
@@ -67,7 +68,30 @@ class Case:
     args: Sequence[str] = ()
     live: bool = False
     parameters: dict[str, int] = field(default_factory=dict)
+    arch: str = "x86_64"
+    program: bytes = b""  # a file program.bin, for `args`
+    facts: dict[str, Any] = field(default_factory=dict)  # more that is true about the guest
 
+
+# The short PSW of an IPL, and at 64 KiB a program that gives the key 0x30 to 100 pages (SSKE in a
+# loop), and then goes round.
+KEYS_PROGRAM = bytes.fromhex("0008000080010000").ljust(0x10000, b"\0") + bytes.fromhex(
+    "a7180030 a7280000 a7380064 b22b0012 a72a1000 a736fffc a7f40000"
+)
+
+
+def htab_program(groups: Sequence[int]) -> bytes:
+    """Firmware that enters a page into each of these groups of the hash page table (H_ENTER)."""
+    code = b""
+    for group in groups:
+        values = {3: 0x08, 4: 0, 5: group, 6: 1, 7: group << 12 & 0x7000 | 0x10}  # V; R, M
+        for register, value in values.items():
+            code += (0x38000000 | register << 21 | value).to_bytes(4, "big")  # li
+        code += bytes.fromhex("44000022")  # sc 1
+    return bytes(0x100) + code + bytes.fromhex("48000000")  # b .
+
+
+GROUPS = (0x8, 0x10, 0x18, 0x400, 0x7FF8)
 
 SLOW = {"max-bandwidth": 4 * MIB, "downtime-limit": 1}
 
@@ -146,6 +170,27 @@ CASES = (
         mem="pc.ram",
         guest=Guest(fill=256, dirty=50, seed=209),
     ),
+    Case(
+        "own-s390x-keys",
+        "s390: a guest that uses storage keys (section s390-skeys)",
+        "s390-ccw-virtio",
+        guest=None,
+        arch="s390x",
+        args=["-kernel", "program.bin"],
+        program=KEYS_PROGRAM,
+        facts={"storage_keys": {"pages": 4096, "first": 100, "key": 0x30}},
+    ),
+    Case(
+        "own-ppc64-htab",
+        "pseries: a guest with entries in its hash page table (section spapr/htab)",
+        "pseries",
+        size=256 * MIB,
+        guest=None,
+        arch="ppc64",
+        args=["-cpu", "power8", "-bios", "program.bin"],
+        program=htab_program(GROUPS),
+        facts={"htab": {"groups": list(GROUPS)}},
+    ),
 )
 
 
@@ -175,7 +220,12 @@ def start(case: Case, incoming: str | None = None, files: dict[str, Any] | None 
         guest=case.guest,
         mem=None if case.mem is None else (case.mem, case.size),
         incoming=incoming,
-        files={**({"pattern.bin": PATTERN} if case.load else {}), **(files or {})},
+        binary=f"qemu-system-{case.arch}",
+        files={
+            **({"pattern.bin": PATTERN} if case.load else {}),
+            **({"program.bin": case.program} if case.program else {}),
+            **(files or {}),
+        },
     )
 
 
@@ -253,7 +303,8 @@ def block_range_sha256(vm: Qemu, case: Case, offset: int, size: int) -> str:
 def take_truth(vm: Qemu, case: Case, main: str) -> dict[str, Any]:
     return {
         "blocks": take_blocks(vm, case, main),
-        "pmemsave": take_pmemsave(vm, case),
+        **({"pmemsave": take_pmemsave(vm, case)} if case.arch == "x86_64" else {}),
+        **case.facts,
         "registers": vm.registers(all_cpus=case.cpus > 1),
     }
 
@@ -320,7 +371,7 @@ def head(vm: Qemu, case: Case) -> dict[str, Any]:
         "name": case.name,
         "shows": case.shows,
         "qemu": vm.version(),
-        "arch": "x86_64",
+        "arch": case.arch,
         "command": vm.command,
         "guest": guest and {"image": "guest/dirty.img", "settings": guest.settings()},
         "capabilities": {},
@@ -365,6 +416,8 @@ KEYS = [
     "migrate",
     "blocks",
     "pmemsave",
+    "storage_keys",
+    "htab",
     "query_migrate",
     "registers",
     "note",
@@ -399,8 +452,13 @@ def main() -> int:
     unknown = set(options.only or ()) - {case.name for case in CASES}
     if unknown:
         parser.error(f"no capture named {', '.join(sorted(unknown))}")
-    if find_qemu() is None:
-        print("qemu-system-x86_64 is not on PATH", file=sys.stderr)
+    missing = {
+        f"qemu-system-{case.arch}"
+        for case in CASES
+        if (not options.only or case.name in options.only) and find_qemu(case.arch) is None
+    }
+    if missing:
+        print(f"not on PATH: {', '.join(sorted(missing))}", file=sys.stderr)
         return 1
     options.out.mkdir(parents=True, exist_ok=True)
     failed = False

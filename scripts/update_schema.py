@@ -34,6 +34,7 @@ SCHEMAS: dict[str, tuple[str, tuple[str, ...]]] = {
     "records.json": (models.RECORDS_SCHEMA, ("RecordReport",)),
     "blocks.json": (models.BLOCKS_SCHEMA, ("BlocksManifest",)),
     "extract-ram.json": (models.EXTRACT_SCHEMA, ("ExtractReport",)),
+    "extract-block.json": (models.EXTRACT_BLOCK_SCHEMA, ("ExtractBlockReport",)),
     "snapshots.json": (models.SNAPSHOTS_SCHEMA, ("SnapshotsReport",)),
 }
 

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
@@ -20,7 +20,7 @@ import numpy as np
 
 from vmstream.errors import StreamError
 from vmstream.stream.decoder import NEED_DATA, Decoder
-from vmstream.stream.events import Anomaly, Event, MappedPages, PageBatch, Payload
+from vmstream.stream.events import Anomaly, Event, LiveRecord, MappedPages, PageBatch, Payload
 from vmstream.transport.source import Source, Window
 
 POISON = 0xA5
@@ -106,7 +106,7 @@ def owned(event: Event) -> Event:
     """The event with a copy of the bytes it borrows."""
     if isinstance(event, (PageBatch, MappedPages)):
         return event.detach()
-    if isinstance(event, Payload):
+    if isinstance(event, (LiveRecord, Payload)):
         return dataclasses.replace(event, data=memoryview(bytes(event.data)))
     return event
 
@@ -142,6 +142,8 @@ def decode(
                 assert kept.window == data[kept.offset : kept.end]
             elif isinstance(kept, Payload) or (isinstance(kept, MappedPages) and len(kept.data)):
                 assert kept.data == data[kept.offset : kept.end]
+            elif isinstance(kept, LiveRecord):
+                assert kept.data == data[kept.end - len(kept.data) : kept.end]
             found.events.append(kept)
             if restless:
                 moved[:] = bytes([POISON]) * len(moved)
@@ -177,13 +179,15 @@ def facts(events: Iterable[Event]) -> list[tuple[Any, ...]]:
         elif kind is None:
             told += [_plain(e) for e in group]
         else:
-            told += _payloads([e for e in group if isinstance(e, Payload)])
+            told += _bodies([e for e in group if isinstance(e, (LiveRecord, Payload))])
     return told
 
 
 def _mergeable(event: Event) -> object:
     if isinstance(event, PageBatch):
         return PageBatch
+    if isinstance(event, LiveRecord):
+        return LiveRecord, event.section_id
     return (Payload, event.section_id, event.framing) if isinstance(event, Payload) else None
 
 
@@ -193,15 +197,15 @@ def _pages(batches: list[PageBatch]) -> tuple[Any, ...]:
     return ("PageBatch", first.offset, batches[-1].end, first.page_size, first.blocks, *columns)
 
 
-def _payloads(stretches: list[Payload]) -> list[tuple[Any, ...]]:
+def _bodies(stretches: Sequence[LiveRecord | Payload]) -> list[tuple[Any, ...]]:
     bodies: list[tuple[Any, ...]] = []
     data, begin = b"", stretches[0].offset
     for stretch in stretches:
         data += stretch.data
         if stretch.final or stretch is stretches[-1]:
-            bodies.append(
-                ("Payload", begin, stretch.end, stretch.section_id, stretch.framing, data)
-            )
+            what = stretch.record if isinstance(stretch, LiveRecord) else stretch.framing
+            kind = type(stretch).__name__
+            bodies.append((kind, begin, stretch.end, stretch.section_id, what, data))
             data, begin = b"", stretch.end
     return bodies
 

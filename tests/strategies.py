@@ -281,3 +281,133 @@ def corrupted_streams(draw: st.DrawFn, max_changes: int = 4) -> bytes:
         if item.offset < stop:
             data[draw(st.integers(item.offset, stop - 1))] = draw(st.integers(0, 255))
     return bytes(data)
+
+
+DISK_NAMES = ("vda", "ide0-hd0", "drive-virtio-disk0", "\u00e4\u00f6", "../../x")
+LIVE_IDS = {
+    "block": 0x21,
+    "dirty-bitmap": 0x22,
+    "spapr/htab": 0x7E,
+    "s390-storage_attributes": 0x7E000000,
+    "0000:00:03.0/vfio": 0x25,
+    "pbs-state": 0x26,
+}
+
+
+@st.composite
+def live_bodies(draw: st.DrawFn, idstr: str) -> list[tuple[str, list[sw.LiveBytes]]]:
+    """Bodies of the parts of an iterable section other than ram, as (START, PART or END, records).
+
+    Data is of lookalikes, the footers of the section among them.
+    """
+    section_id = LIVE_IDS[idstr]
+    rng = random.Random(draw(SEEDS))
+    looks = lookalikes(("pc.ram",), section_id, 4096)
+    looks += [sw.be64(2), sw.be64(1), sw.be64(0xFFFFFFFFEF100001), b"\1" * 8]
+    few = st.integers(0, 3)
+
+    def data(size: int) -> bytes:
+        return fake_heads(rng, looks, size) if size > 8 else rng.randbytes(size)
+
+    def part(kind: str) -> list[sw.LiveBytes]:
+        if idstr == "block":
+            chunks = [
+                sw.block_chunk(
+                    draw(st.sampled_from(DISK_NAMES)),
+                    draw(st.integers(0, 5)) << 20,
+                    draw(st.sampled_from((None, None, None, b"\0" * 4096, data(4096)))),
+                )
+                for _ in range(draw(few))
+            ]
+            whole = [(k, raw + raw[-4096:] * 255 if len(raw) > 4096 else raw) for k, raw in chunks]
+            return [*whole, sw.block_progress(draw(st.integers(0, 100))), sw.block_end()]
+        if idstr == "dirty-bitmap":
+            if kind == "START":
+                return [
+                    sw.bitmap_start("node0", "a", 512),
+                    sw.bitmap_start(None, "b", 65536, 2),
+                    sw.bitmap_start("node1", None, 1 << 20, 4),
+                    sw.bitmap_end(),
+                ]
+            bits = [
+                sw.bitmap_bits(
+                    draw(st.integers(0, 99)), 1 + rng.randrange(256), data(32), "node0", "a"
+                )
+                for _ in range(draw(few))
+            ]
+            bits += [sw.bitmap_bits(0, 1 << 20, None, "node1", "b") for _ in range(draw(few))]
+            done = [sw.bitmap_complete("node0", "b")] if kind == "END" else []
+            return [*bits, *done, sw.bitmap_end()]
+        if idstr == "spapr/htab":
+            if kind == "START":
+                return [sw.htab_head(18)]
+            entries = [
+                sw.htab_chunk(draw(st.integers(1, 100)), [data(16)] * draw(few), draw(few))
+                for _ in range(draw(few))
+            ]
+            return [sw.htab_head(0), *entries, sw.htab_end()]
+        if idstr == "s390-storage_attributes":
+            values = [
+                sw.storage_values(
+                    draw(st.integers(0, 1 << 40)) << 12, data(draw(st.integers(0, 90)))
+                )
+                for _ in range(draw(few) if kind != "START" else 0)
+            ]
+            return [*values, *([sw.storage_done()] if kind == "END" else []), sw.storage_end()]
+        if idstr == "pbs-state":
+            return [sw.pbs_state(data(draw(st.integers(0, 200))))]
+        if kind == "START":
+            return [sw.vfio_tag(3), sw.vfio_tag(1)]
+        state = [sw.vfio_data(data(draw(st.integers(0, 200)))) for _ in range(draw(few))]
+        end = 1 if kind == "END" else draw(st.sampled_from((1, 5, 6)))
+        return [*state, sw.vfio_tag(end)]
+
+    kinds = ["START"]
+    if idstr != "pbs-state":
+        kinds += ["PART"] * draw(few) + ["END"]
+    return [(kind, part(kind)) for kind in kinds]
+
+
+@st.composite
+def live_streams(draw: st.DrawFn, *, disks: bool = False) -> StreamWriter:
+    """A stream with iterable sections besides ram, in front of it or behind, in turns with it.
+
+    disks: with block migration, which makes the streams some MiB long.
+    """
+    writer = StreamWriter(1024, footers=draw(st.booleans()))
+    writer.header()
+    writer.configuration(page_bits=10)
+    names = draw(
+        st.lists(
+            st.sampled_from([n for n in LIVE_IDS if disks or n != "block"]),
+            min_size=1,
+            unique=True,
+        )
+    )
+    bodies = {name: draw(live_bodies(name)) for name in names}
+    version = {"s390-storage_attributes": 0}
+    first = draw(st.booleans())
+    if first:
+        writer.ram_start([RamBlock("pc.ram", 4096)])
+    for name, parts in bodies.items():
+        writer.live_records(*_live(name, parts.pop(0)), name, version.get(name, 1))
+    if not first:
+        writer.ram_start([RamBlock("pc.ram", 4096)])
+    while any(bodies.values()):
+        with writer.ram_part():
+            writer.page("pc.ram", 1024, b"\x5a" * 1024)
+            writer.zero("pc.ram", 2048)
+        for name, parts in bodies.items():
+            if parts:
+                writer.live_records(*_live(name, parts.pop(0)))
+    with writer.ram_end():
+        writer.zero("pc.ram", 0)
+    for device in draw(devices(max_devices=2)):
+        writer.device(device)
+    writer.eof()
+    writer.vmdescription()
+    return writer
+
+
+def _live(name: str, part: tuple[str, list[sw.LiveBytes]]) -> tuple[str, int, list[sw.LiveBytes]]:
+    return part[0], LIVE_IDS[name], part[1]

@@ -156,6 +156,116 @@ def xbzrle_apply(page: bytearray, payload: bytes) -> None:
         source += count
 
 
+# -- records of iterable sections other than ram -------------------------------------------------
+
+# (kind, bytes), for live_records(). The kinds are what a reader must call them.
+LiveBytes = tuple[str, bytes]
+
+BLOCK_CHUNK = 1 << 20
+
+
+def block_chunk(
+    device: str | bytes, offset: int, data: bytes | None, *, flags: int = 0
+) -> LiveBytes:
+    """A MiB of a disk, None for one of zeros; data of another length is a broken stream."""
+    flags |= 0x01 if data is not None else 0x09
+    return "block-chunk", be64(offset | flags) + cstr8(device) + (data or b"")
+
+
+def block_progress(percent: int) -> LiveBytes:
+    return "block-progress", be64(percent << 9 | 0x04)
+
+
+def block_end() -> LiveBytes:
+    return "live-end", be64(0x02)
+
+
+def _bitmap(flags: int, node: str | bytes | None, name: str | bytes | None) -> bytes:
+    """Flags and names; None leaves a name out, so that it is that of the chunk before."""
+    out = b""
+    if node is not None:
+        flags, out = flags | 0x08, cstr8(node)
+    if name is not None:
+        flags, out = flags | 0x04, out + cstr8(name)
+    return u8(flags) + out
+
+
+def bitmap_start(
+    node: str | bytes | None, name: str | bytes | None, granularity: int = 65536, flags: int = 1
+) -> LiveBytes:
+    return "bitmap-start", _bitmap(0x10, node, name) + be32(granularity) + u8(flags)
+
+
+def bitmap_complete(node: str | None = None, name: str | None = None) -> LiveBytes:
+    return "bitmap-complete", _bitmap(0x20, node, name)
+
+
+def bitmap_bits(
+    sector: int,
+    sectors: int,
+    bits: bytes | None,
+    node: str | bytes | None = None,
+    name: str | bytes | None = None,
+    *,
+    size: int | None = None,
+) -> LiveBytes:
+    """Bits of so many sectors from one on, None for none set."""
+    out = _bitmap(0x40 if bits is not None else 0x42, node, name) + be64(sector) + be32(sectors)
+    if bits is not None:
+        out += be64(len(bits) if size is None else size) + bits
+    return "bitmap-bits", out
+
+
+def bitmap_end() -> LiveBytes:
+    return "live-end", u8(0x01)
+
+
+def htab_head(shift: int) -> LiveBytes:
+    """The size as a power of two in a START, else 0; -1 for a guest without a table."""
+    return "htab-head", struct.pack(">i", shift)
+
+
+def htab_chunk(index: int, entries: Sequence[bytes], invalid: int = 0) -> LiveBytes:
+    return "htab-chunk", be32(index) + be16(len(entries)) + be16(invalid) + b"".join(entries)
+
+
+def htab_end() -> LiveBytes:
+    return "live-end", bytes(8)
+
+
+def storage_values(gpa: int, values: bytes, *, count: int | None = None) -> LiveBytes:
+    """Storage attributes (or keys) of s390, a byte a page."""
+    return "storage-values", be64(gpa | 0x02) + be64(
+        len(values) if count is None else count
+    ) + values
+
+
+def storage_done() -> LiveBytes:
+    return "storage-done", be64(0x08)
+
+
+def storage_end() -> LiveBytes:
+    return "live-end", be64(0x01)
+
+
+def storage_error() -> LiveBytes:
+    return "storage-error", be64(0x04)
+
+
+def vfio_tag(number: int) -> LiveBytes:
+    """Tags: 1 end of state, 2 configuration, 3 set-up, 5 initial data sent, 6 ready to load."""
+    return "live-end" if number == 1 else "vfio-tag", be64(0xFFFFFFFFEF100000 | number)
+
+
+def vfio_data(data: bytes, *, size: int | None = None) -> LiveBytes:
+    head = be64(0xFFFFFFFFEF100004) + be64(len(data) if size is None else size)
+    return "vfio-data", head + data
+
+
+def pbs_state(data: bytes, *, size: int | None = None) -> LiveBytes:
+    return "pbs-state", be64(len(data) if size is None else size) + data
+
+
 # -- device state -----------------------------------------------------------------------------
 
 
@@ -298,9 +408,9 @@ class RamBlock:
 class Item:
     """Something that was written: data[offset:stop]. For a section the payload is an item too.
 
-    kind: HEADER CONFIGURATION START PART END FULL PAYLOAD FOOTER COMMAND PACKAGE EOF VMDESCRIPTION
-          PADDING RAW, and for RAM words BLOCKS ZERO PAGE XBZRLE COMPRESS_PAGE HOOK MULTIFD_FLUSH
-          EOS. START..FULL cover the section's head only.
+    kind: HEADER CONFIGURATION START PART END FULL PAYLOAD LIVE FOOTER COMMAND PACKAGE EOF
+          VMDESCRIPTION PADDING RAW, and for RAM words BLOCKS ZERO PAGE XBZRLE COMPRESS_PAGE HOOK
+          MULTIFD_FLUSH EOS. START..FULL cover the section's head only.
     attrs: what is worth comparing, e.g. section_id, idstr, block, address, named, body (offset of
           the page's bytes), command.
     """
@@ -459,6 +569,25 @@ class StreamWriter:
         else:
             self.end(section_id)
         self.payload(payload)
+        self.footer(section_id)
+
+    def live_records(
+        self,
+        kind: str,
+        section_id: int,
+        records: Sequence[LiveBytes],
+        idstr: str = "",
+        version_id: int = 1,
+    ) -> None:
+        """The same with a body of records, each an item LIVE of its own."""
+        if kind == "START":
+            self.start(section_id, idstr, 0, version_id)
+        elif kind == "PART":
+            self.part(section_id)
+        else:
+            self.end(section_id)
+        for name, raw in records:
+            self._add("LIVE", raw, record=name, section_id=section_id)
         self.footer(section_id)
 
     # -- ram ----------------------------------------------------------------------------------

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings, strategies as st
 
 from tests.decoding import BytesSource, CutSource, assert_tiles, decode, facts
-from tests.strategies import corrupted_streams, cut_streams, streams
+from tests.strategies import corrupted_streams, cut_streams, live_streams, streams
 from tests.streamwriter import Device, Field, StreamWriter, simple_stream
 from tests.truth import open_fixture
 from vmstream.stream import scanner
@@ -61,6 +61,19 @@ def test_streams(w: StreamWriter, seed: int) -> None:
 @given(streams(max_pages=12, announce="any"), st.integers(0, 1 << 32))
 def test_streams_whose_page_size_comes_last(w: StreamWriter, seed: int) -> None:
     same(bytes(w), seed)
+
+
+@settings(deadline=None, max_examples=30)
+@given(live_streams(), st.integers(0, 1 << 32))
+def test_iterable_sections(w: StreamWriter, seed: int) -> None:
+    """Whole, cut, and with a byte changed."""
+    rng = random.Random(seed)
+    data = bytes(w)
+    same(data, seed)
+    same(data[: rng.randrange(len(data))], seed)
+    item = rng.choice(w.items_of("LIVE"))
+    at = rng.randrange(item.offset, item.stop)
+    same(data[:at] + bytes([rng.randrange(256)]) + data[at + 1 :], seed)
 
 
 @settings(deadline=None, max_examples=40)

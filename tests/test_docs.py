@@ -18,14 +18,19 @@ from tests.truth import fixture_file
 from vmstream import errors
 from vmstream.cli.main import cli
 from vmstream.ops.records import KINDS
+from vmstream.wire.live import KINDS as LIVE_KINDS
 
 README = ROOT / "README.md"
 JSON = ROOT / "docs" / "json.md"
-COMMANDS = ("inspect", "records", "extract-ram", "xml", "snapshots")
-CALL = re.compile(r"(?<![\w/.-])vmstream ((?:inspect|records|extract-ram|xml|snapshots)[^\n`|>]*)")
-SHOWN = re.compile(
-    r"^(?:    |\$ )vmstream ((?:inspect|records|extract-ram|xml|snapshots) .*)$", re.MULTILINE
+COMMANDS = ("inspect", "records", "extract-ram", "extract-block", "xml", "snapshots")
+CALL = re.compile(
+    r"(?<![\w/.-])vmstream ((?:inspect|records|extract-(?:ram|block)|xml|snapshots)[^\n`|>]*)"
 )
+SHOWN = re.compile(
+    r"^(?:    |\$ )vmstream ((?:inspect|records|extract-(?:ram|block)|xml|snapshots) .*)$",
+    re.MULTILINE,
+)
+FILES = {"dump.bin", "cut.bin", "disks.bin"}  # of the examples
 FILE = re.compile(r"\b((?:vmstream|tests|scripts|docs)/[\w/]+\.(?:py|md|json))\b")
 MODULE = re.compile(r"`((?:cli|container|guest|ops|report|stream|transport|wire)/\w+\.py)\b")
 DOCUMENTS = (
@@ -101,7 +106,8 @@ def test_no_options_that_do_not_exist(path: str) -> None:
     """Of the lines that call vmstream."""
     text = text_of(ROOT / path)
     for line in re.findall(
-        r"(?<![\w/.-])vmstream ((?:inspect|records|extract-ram|xml|snapshots)[^\n`|>]*)", text
+        r"(?<![\w/.-])vmstream ((?:inspect|records|extract-(?:ram|block)|xml|snapshots)[^\n`|>]*)",
+        text,
     ):
         name, *words = re.split(r"\s+", line)
         options = {o for p in command_of(name).params for o in p.opts}
@@ -160,16 +166,17 @@ def test_the_commands_of_the_readme_run(tmp_path: Path) -> None:
     """Every line that needs a stream and nothing else."""
     fixture_file("plain-7.2-pc", tmp_path).rename(tmp_path / "dump.bin")
     fixture_file("interrupted-pipe-11.1-pc", tmp_path).rename(tmp_path / "cut.bin")
+    fixture_file("blockmig-5.2-pc", tmp_path).rename(tmp_path / "disks.bin")
     text = text_of(README)
     ran = 0
     for line in SHOWN.findall(text):
         # Commands end at a remark of several blanks, or at a pipe.
         call = re.split(r"   +|\|", line)[0]
         words = shlex.split(call)
-        if words[-1] == "-" or "IDSTR" in call or not {"dump.bin", "cut.bin"} & set(words):
+        if words[-1] == "-" or "IDSTR" in call or not FILES & set(words):
             continue
         run = run_vmstream(
-            *words, *(["--force"] if words[0] == "extract-ram" else []), cwd=tmp_path
+            *words, *(["--force"] if words[0].startswith("extract") else []), cwd=tmp_path
         )
         assert run.status == (3 if "cut.bin" in words else 0), f"{call}: {run.err}"
         ran += 1
@@ -192,7 +199,12 @@ def test_json_has_every_type_of_record() -> None:
     rows = table_below(text_of(JSON), "## `records`")
     told = {row[0].strip("`") for row in rows}
     pages = {"normal", "zero", "xbzrle", "compressed"}
-    assert told == set(KINDS) - pages - {"unset"}
+    assert told == set(KINDS) - pages - {"unset"} - set(LIVE_KINDS)
+
+
+def test_json_has_every_kind_of_live_record() -> None:
+    rows = table_below(text_of(JSON), "### Kinds of `live`")
+    assert [row[0].strip("`") for row in rows] == list(LIVE_KINDS)
 
 
 def codes() -> set[str]:

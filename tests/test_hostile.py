@@ -6,6 +6,7 @@ nothing else. Both give out everything in front of the fault first.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import random
 from typing import Any
@@ -14,8 +15,8 @@ import pytest
 from hypothesis import given, settings, strategies as st
 
 from tests import streamwriter as sw
-from tests.decoding import Decoded, assert_tiles, decode, facts
-from tests.strategies import corrupted_streams, cut_streams
+from tests.decoding import BytesSource, Decoded, assert_tiles, decode, facts
+from tests.strategies import corrupted_streams, cut_streams, live_streams
 from tests.streamwriter import Device, Field, Item, RamBlock, StreamWriter, Subsection
 from tests.truth import fixture_names, open_fixture
 from vmstream.errors import (
@@ -25,11 +26,14 @@ from vmstream.errors import (
     TruncatedError,
     UnsupportedError,
 )
+from vmstream.ops.inspect import inspect
+from vmstream.ops.records import Records
 from vmstream.stream.events import (
     Anomaly,
     Configuration,
     EndOfStream,
     Gap,
+    LiveRecord,
     Padding,
     PageBatch,
     Payload,
@@ -288,6 +292,68 @@ def test_mutated_fixtures(name: str) -> None:
 @given(st.binary(max_size=300), st.sampled_from((0, 8, 60, 100, 130)))
 def test_any_bytes_behind_a_good_start(data: bytes, keep: int) -> None:
     hold(bytes(small())[:keep] + data)
+
+
+# ---- iterable sections other than RAM ----------------------------------------------------------
+
+
+def reported(data: bytes) -> None:
+    """Whatever it is, the reports can be made of it."""
+    with contextlib.suppress(StreamError):
+        inspect(BytesSource(data))
+    assert all(item.end >= item.offset for item in Records(BytesSource(data)))
+
+
+@settings(deadline=None, max_examples=80)
+@given(live_streams(), st.integers(0, 1 << 32))
+def test_damaged_iterable_sections(w: StreamWriter, seed: int) -> None:
+    """Bytes of records changed, left out, or put in: in heads, where it hurts, and in data."""
+    rng = random.Random(seed)
+    data = bytearray(w.data)
+    for item in rng.choices(w.items_of("LIVE", "START", "PART", "END", "FOOTER"), k=3):
+        at = rng.randrange(item.offset, min(item.stop, item.offset + 24))
+        way = rng.randrange(3)
+        if way == 0:
+            data[at] = rng.choice((0, 1, 2, 8, 0x7E, 0xFF, rng.randrange(256)))
+        elif way == 1:
+            del data[at : at + rng.randrange(1, 9)]
+        else:
+            data[at:at] = rng.randbytes(rng.randrange(1, 9))
+        if at >= len(data):
+            break
+    hold(data)
+    reported(bytes(data))
+
+
+@settings(deadline=None, max_examples=60)
+@given(live_streams(), st.integers(0, 1 << 32))
+def test_iterable_sections_truncated(w: StreamWriter, seed: int) -> None:
+    item = random.Random(seed).choice(w.items_of("LIVE"))
+    cut = random.Random(seed).randrange(item.offset, item.stop)
+    found = hold(w.data[:cut])
+    (error,) = found.errors
+    assert type(error) is TruncatedError
+    assert error.offset == cut
+    whole = [i for i in w.items_of("LIVE") if i.stop <= cut]
+    assert len([e for e in found.of(LiveRecord) if e.final]) == len(whole)
+    reported(bytes(w.data[:cut]))
+
+
+@pytest.mark.parametrize("name", ["blockmig-5.2-pc", "s390x-10.0", "ppc64-10.0-pseries"])
+def test_damage_in_real_iterable_sections(name: str) -> None:
+    """A word of each record changed: RAM and the devices are there all the same."""
+    data = open_fixture(name)
+    whole = decode(data)
+    pages = sum(len(b) for b in whole.of(PageBatch))
+    for record in whole.of(LiveRecord):
+        for at, bit in ((0, 0x80), (record.end - len(record.data) - record.offset - 1, 0x40)):
+            changed = bytearray(data)
+            changed[record.offset + at] ^= bit
+            found = hold(changed)
+            assert len(found.errors) <= 1
+            assert sum(len(b) for b in found.of(PageBatch)) == pages
+            assert found.of(EndOfStream)
+            assert len(found.of(SectionStart)) == len(whole.of(SectionStart))
 
 
 # ---- what QEMU's rules catch -----------------------------------------------------------------

@@ -22,6 +22,7 @@ LIMIT = 150 << 20
 PAGE = 4096
 MIB = 1 << 20
 SECTION = b"\x7e" + struct.pack(">I", 2)
+FOOTER_7 = b"\x7e" + struct.pack(">I", 7)
 EOS = struct.pack(">Q", 0x10)
 
 # Runs a command with our standard input and output, and tells its status and peak.
@@ -80,7 +81,9 @@ def peak(args: list[str], stdin: object, out: Path) -> tuple[int, int]:
     return status, most
 
 
-def through_a_pipe(args: list[str], size: int, shape: dict[str, int], out: Path) -> tuple[int, int]:
+def through_a_pipe(
+    args: list[str], size: int, shape: dict[str, int] | str, out: Path
+) -> tuple[int, int]:
     command = [sys.executable, "-m", "tests.test_memory_bound", str(size), json.dumps(shape)]
     with subprocess.Popen(
         command, cwd=ROOT, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, env=environment()
@@ -137,6 +140,55 @@ def test_extract_a_gib_from_a_pipe(tmp_path: Path) -> None:
         image.unlink(missing_ok=True)
 
 
+def live_stream(what: str, size: int) -> Iterator[bytes]:
+    """A stream of `size` bytes of one iterable section: chunks of disks, or one record."""
+    yield b"QEVM" + struct.pack(">I", 3) + b"\1" + struct.pack(">I", 7)
+    if what == "disks":
+        yield b"\5block" + struct.pack(">IIQ", 0, 1, 2) + FOOTER_7 + b"\2" + struct.pack(">I", 7)
+        for i in range(size // MIB):
+            # Places far apart, in turns on many disks, and the same ones again.
+            place = (i * 7919 % 1000) << 30
+            yield struct.pack(">Q", place | 1) + b"\2d%d" % (i % 10) + bytes([i % 251]) * MIB
+        yield struct.pack(">Q", 2) + FOOTER_7
+        yield b"\3" + struct.pack(">IQ", 7, 2) + FOOTER_7
+    else:
+        yield b"\4vfio" + struct.pack(">II", 0, 1)
+        yield struct.pack(">QQ", 0xFFFFFFFFEF100003, 0xFFFFFFFFEF100001) + FOOTER_7
+        yield b"\3" + struct.pack(">IQQ", 7, 0xFFFFFFFFEF100004, size)
+        for _ in range(size // MIB):
+            yield b"\x33" * MIB
+        yield struct.pack(">Q", 0xFFFFFFFFEF100001) + FOOTER_7
+    yield b"\0"
+
+
+@pytest.mark.parametrize("what", ["disks", "vfio"])
+@pytest.mark.parametrize("command", ["inspect", "records"])
+def test_a_gib_of_an_iterable_section(command: str, what: str, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    status, most = through_a_pipe([command, "--json", "-"], 1 << 30, what, out)
+    assert status == (command == "inspect" and what == "disks")  # chunks are missing
+    assert most < LIMIT, f"{most / MIB:.0f} MiB"
+    if command == "inspect":
+        found = json.loads(out.read_text())
+        assert found["complete"]
+        (section,) = found["sections"]
+        assert (section["framing"], section["body_size"] >> 30) == ("records", 1)
+
+
+def test_disks_from_a_pipe(tmp_path: Path) -> None:
+    try:
+        args = ["extract-block", "-", "--all", str(tmp_path / "d"), "--json"]
+        status, most = through_a_pipe(args, 1 << 30, "disks", tmp_path / "out")
+        assert status == 1
+        assert most < LIMIT, f"{most / MIB:.0f} MiB"
+        outputs = json.loads((tmp_path / "out").read_text())["outputs"]
+        assert len(outputs) == 10
+        assert all(Path(o["path"]).stat().st_size > 500 << 30 for o in outputs)
+    finally:
+        for path in (tmp_path / "d").glob("*"):
+            path.unlink()
+
+
 def file_peak(args: list[str], tmp_path: Path, **shape: int) -> int:
     path, image = tmp_path / "stream", tmp_path / "image"
     try:
@@ -183,5 +235,7 @@ def test_device_state_that_does_not_end(tmp_path: Path) -> None:
 
 
 if __name__ == "__main__":
-    for piece in stream(int(sys.argv[1]), **json.loads(sys.argv[2])):
+    shape = json.loads(sys.argv[2])
+    size = int(sys.argv[1])
+    for piece in live_stream(shape, size) if isinstance(shape, str) else stream(size, **shape):
         sys.stdout.buffer.write(piece)

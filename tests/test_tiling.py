@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given, settings, strategies as st
 
 from tests.decoding import assert_tiles, decode
-from tests.strategies import corrupted_streams, cut_streams, streams
+from tests.strategies import corrupted_streams, cut_streams, live_streams, streams
 from tests.streamwriter import StreamWriter, simple_stream
 from tests.truth import fixture_names, load_manifest, open_fixture
 from vmstream.stream.events import Anomaly, Gap, PageBatch
@@ -54,7 +54,10 @@ def test_fixtures(name: str) -> None:
         assert not found.of(Gap)
 
 
-@pytest.mark.parametrize("name", ["plain-7.2-pc", "old-5.2-pc-i440fx-2.1", "xbzrle-5.2-pc"])
+@pytest.mark.parametrize(
+    "name",
+    ["plain-7.2-pc", "old-5.2-pc-i440fx-2.1", "xbzrle-5.2-pc", "blockmig-5.2-pc", "s390x-10.0"],
+)
 def test_fixtures_cut_and_damaged(name: str) -> None:
     data = open_fixture(name)
     rng = random.Random(name)
@@ -84,6 +87,20 @@ def test_cut_streams(cut: tuple[StreamWriter, int]) -> None:
 @given(corrupted_streams())
 def test_corrupted_streams(data: bytes) -> None:
     tiles(data)
+
+
+@settings(deadline=None, max_examples=60)
+@given(live_streams(), st.integers(0, 1 << 32))
+def test_iterable_sections(w: StreamWriter, seed: int) -> None:
+    """Whole, cut, and with some bytes changed."""
+    rng = random.Random(seed)
+    data = bytes(w)
+    tiles(data)
+    tiles(data[: rng.randrange(len(data))])
+    changed = bytearray(data)
+    for item in rng.choices(w.items_of("LIVE"), k=3):
+        changed[rng.randrange(item.offset, item.stop)] = rng.randrange(256)
+    tiles(bytes(changed))
 
 
 @settings(deadline=None, max_examples=60)

@@ -35,6 +35,7 @@ if TYPE_CHECKING:
         Event,
         FileHeader,
         Gap,
+        LiveRecord,
         MappedBlock,
         MappedPages,
         MultiFDPacket,
@@ -57,7 +58,7 @@ _HOME = {
     "vmstream.ops.stream": ("Stream", "open"),
     "vmstream.stream.events": (
         "Anomaly", "ChannelEvent", "ChannelHead", "Command", "Configuration", "DeviceState",
-        "EndOfStream", "Event", "FileHeader", "Gap", "MappedBlock", "MappedPages",
+        "EndOfStream", "Event", "FileHeader", "Gap", "LiveRecord", "MappedBlock", "MappedPages",
         "MultiFDPacket", "Padding", "PageBatch", "Payload", "RAMBlock",
         "RAMBlockList", "RAMControl", "SectionFooter", "SectionStart", "VMDescription",
     ),
@@ -67,10 +68,10 @@ _MODULE_OF = {name: module for module, names in _HOME.items() for name in names}
 __all__ = [
     "Anomaly", "ChannelEvent", "ChannelHead", "Command", "Configuration", "DeviceState",
     "EncodeError", "EndOfStream", "Event", "FileHeader", "FormatError", "Gap", "IntegrityError",
-    "LimitError", "MappedBlock", "MappedPages", "MultiFDPacket", "OutputError", "Padding",
-    "PageBatch", "Payload", "RAMBlock", "RAMBlockList", "RAMControl", "SectionFooter",
-    "SectionStart", "Stream", "StreamError", "TruncatedError", "UnsupportedError",
-    "VMDescription", "VmstreamError", "__version__", "open",
+    "LimitError", "LiveRecord", "MappedBlock", "MappedPages", "MultiFDPacket", "OutputError",
+    "Padding", "PageBatch", "Payload", "RAMBlock", "RAMBlockList", "RAMControl",
+    "SectionFooter", "SectionStart", "Stream", "StreamError", "TruncatedError",
+    "UnsupportedError", "VMDescription", "VmstreamError", "__version__", "open",
 ]  # fmt: skip
 
 

@@ -13,9 +13,8 @@ from click.testing import CliRunner
 from tests.commandline import vmstream
 from tests.streamwriter import simple_stream
 from tests.truth import fixture_file
-from vmstream.cli.extract_ram import _size
 from vmstream.cli.main import cli
-from vmstream.cli.options import progress_bar
+from vmstream.cli.options import byte_size, progress_bar
 from vmstream.cli.records import _range
 from vmstream.wire.constants import TARGET_PAGE_SIZES
 
@@ -43,13 +42,13 @@ GIB = 1 << 30
     ],
 )
 def test_sizes(text: str, size: int) -> None:
-    assert _size(text) == size
+    assert byte_size(text) == size
 
 
 @pytest.mark.parametrize("text", ["", "G", "lots", "-1", "1.5G", "3P", "0x", "3 G", "1_000"])
 def test_what_is_no_size(text: str) -> None:
     with pytest.raises((click.BadParameter, ValueError)):
-        _size(text)
+        byte_size(text)
 
 
 @pytest.mark.parametrize("text", ["lots", "1.5G", "", "010", "99999999999999999999999G"])

@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 from hypothesis import given, settings, strategies as st
 
+from tests import streamwriter as sw
 from tests.channelwriter import ChannelWriter
 from tests.decoding import BytesSource, CutSource
 from tests.ops.test_extract import pipe_of
@@ -36,6 +37,7 @@ TYPES = {
     "BLOCKS": "ram-blocks",
     "EOS": "ram-control",
     "MULTIFD_FLUSH": "ram-control",
+    "LIVE": "live",
     "PAYLOAD": "payload",
     "FOOTER": "footer",
     "COMMAND": "command",
@@ -122,6 +124,9 @@ def check_fields(item: Item, fields: dict[str, object]) -> None:
         assert fields["machine"] == attrs["machine"]
         assert fields.get("target_page_bits") == attrs["page_bits"]
         assert fields.get("uuid") == (attrs["uuid"].hex() if attrs["uuid"] else None)
+    elif item.kind == "LIVE":
+        assert fields["section_id"] == attrs["section_id"]
+        assert fields["kind"] == attrs["record"]
     elif item.kind == "EOF":
         assert fields == {"inferred": False}
 
@@ -233,6 +238,52 @@ def test_file_and_tiny_windows(name: str) -> None:
 # -- what is asked for ----------------------------------------------------------------------------
 
 
+# Iterable sections other than RAM: name, version, bodies.
+LIVE: tuple[tuple[str, int, dict[str, list[sw.LiveBytes]]], ...] = (
+    (
+        "block",
+        1,
+        {
+            "START": [sw.block_chunk("vda", 0, None), sw.block_end()],
+            "END": [sw.block_progress(100), sw.block_end()],
+        },
+    ),
+    (
+        "dirty-bitmap",
+        1,
+        {
+            "START": [sw.bitmap_start("n", "b", 512, 3), sw.bitmap_end()],
+            "END": [sw.bitmap_bits(8, 8, b"\x81"), sw.bitmap_complete(), sw.bitmap_end()],
+        },
+    ),
+    (
+        "spapr/htab",
+        1,
+        {
+            "START": [sw.htab_head(20)],
+            "END": [sw.htab_head(0), sw.htab_chunk(5, [bytes(16)] * 2, 3), sw.htab_end()],
+        },
+    ),
+    (
+        "s390-storage_attributes",
+        0,
+        {
+            "START": [sw.storage_end()],
+            "END": [sw.storage_values(0x3000, b"abc"), sw.storage_done(), sw.storage_end()],
+        },
+    ),
+    (
+        "0000:00:04.0/vfio",
+        1,
+        {
+            "START": [sw.vfio_tag(3), sw.vfio_tag(1)],
+            "END": [sw.vfio_data(b"state"), sw.vfio_tag(1)],
+        },
+    ),
+    ("pbs-state", 1, {"START": [sw.pbs_state(b"{}")]}),
+)
+
+
 def everything() -> StreamWriter:
     """One stream with all there is."""
     w = StreamWriter()
@@ -253,9 +304,12 @@ def everything() -> StreamWriter:
     with w.ram_part():
         w.xbzrle("mem", 0, b"\0\2AB")
         w.compress_page("mem", PAGE, b"blob", truth=False)
-    w.live_section("START", 40, b"abc", "dirty-bitmap")
+    w.live_section("START", 40, b"abc", "other")
     w.live_section("PART", 40, b"defg")
     w.live_section("END", 40, b"")
+    for section_id, (name, version, parts) in enumerate(LIVE, 50):
+        for kind, records in parts.items():
+            w.live_records(kind, section_id, records, name, version)
     w.switchover_start()
     with w.ram_end():
         pass
@@ -276,7 +330,7 @@ def test_everything_is_there() -> None:
     found = lines(bytes(w))
     check_against(w, told(found))
     seen = {item.type for item in found} | {
-        str(item.fields["kind"]) for item in found if item.type == "pages"
+        str(item.fields["kind"]) for item in found if item.type in ("pages", "live")
     }
     assert set(KINDS) - seen <= {"gap", "anomaly", *ELSEWHERE}
 
@@ -362,6 +416,47 @@ def test_mapped_ram() -> None:
     assert [i for i in found if i.fields.get("kind") == "unset"] == lines(
         open_fixture("mapped-10.0-pc"), kinds=("unset",)
     )
+
+
+def test_what_records_of_iterable_sections_say() -> None:
+    """By the names that they have in the field."""
+    found = [i.fields for i in lines(bytes(everything())) if i.type == "live"]
+    said = {str(f["kind"]): {k: v for k, v in f.items() if k not in ("kind", "section_id")}
+            for f in found}  # fmt: skip
+    assert all(f.pop("final") is True for f in said.values())
+    assert said == {
+        "block-chunk": {"device": "vda", "device_offset": 0, "zero": True},
+        "block-progress": {"percent": 100},
+        "bitmap-start": {
+            "node": "n", "name": "b", "granularity": 512, "enabled": True, "persistent": True
+        },
+        "bitmap-bits": {
+            "node": "n", "name": "b", "disk_offset": 4096, "length": 4096, "zeroes": False,
+            "data": "81",
+        },
+        "bitmap-complete": {"node": "n", "name": "b"},
+        "htab-head": {"htab_shift": 0},
+        "htab-chunk": {"index": 5, "n_valid": 2, "n_invalid": 3},
+        "storage-values": {"gpa": 0x3000, "count": 3},
+        "storage-done": {},
+        "vfio-tag": {"tag": "DEV_SETUP_STATE"},
+        "vfio-data": {"size": 5},
+        "pbs-state": {"size": 2},
+        "live-end": {},
+    }  # fmt: skip
+
+
+def test_stretches_of_a_long_record_are_one_line() -> None:
+    w = StreamWriter()
+    w.header()
+    w.live_records("START", 3, [sw.pbs_state(b"\x55" * (3 << 20))], "pbs-state")
+    w.eof()
+    data = bytes(w)
+    found = lines(data)
+    assert [i.type for i in told(found)] == ["header", "section", "live", "footer", "eof"]
+    source = CutSource(data, lambda _o, _n: 100_000)
+    assert lines(data, source) == found
+    assert found[2].fields["size"] == 3 << 20
 
 
 def test_several_kinds() -> None:

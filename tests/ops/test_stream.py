@@ -17,6 +17,7 @@ import pytest
 from hypothesis import given, settings
 
 import vmstream
+from tests import streamwriter as sw
 from tests.commandline import environment
 from tests.decoding import assert_tiles, facts, owned
 from tests.strategies import streams
@@ -218,15 +219,25 @@ def test_a_stream_without_ram(tmp_path: Path) -> None:
         ]
 
 
-def test_open_does_not_read_to_the_first_page_whatever_it_takes(tmp_path: Path) -> None:
+CHUNK = sw.block_chunk("vda", 0, b"\x11" * (1 << 20))[1] + sw.block_end()[1]
+
+
+@pytest.mark.parametrize(
+    ("start", "part"),
+    [((b"x", "other"), b"\x11" * (1 << 20)), ((sw.block_end()[1], "block"), CHUNK)],
+    ids=["not decoded", "decoded"],
+)
+def test_open_does_not_read_to_the_first_page_whatever_it_takes(
+    start: tuple[bytes, str], part: bytes, tmp_path: Path
+) -> None:
     """Another section's parts can come before RAM's, and hold a disk: they are not kept."""
     w = StreamWriter()
     w.header()
     w.configuration()
     w.ram_start([RamBlock("mem", PAGE)])
-    w.live_section("START", 5, b"x", "block")
+    w.live_section("START", 5, *start)
     for _ in range(64):
-        w.live_section("PART", 5, b"\x11" * (1 << 20))
+        w.live_section("PART", 5, part)
     with w.ram_part():
         w.page("mem", 0, b"\1" * PAGE)
     w.eof()

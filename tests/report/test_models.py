@@ -12,13 +12,16 @@ from typing import Any
 
 import jsonschema
 import pytest
+from hypothesis import given, settings
 
 from tests.commandline import ROOT, environment
 from tests.decoding import BytesSource
 from tests.qcow2images import Saved, build
+from tests.strategies import live_streams
 from tests.streamwriter import Device, Field, RamBlock, StreamWriter
 from tests.truth import fixture_file, fixture_names, open_fixture, qcow2_file, qcow2_names
 from vmstream.ops.extract import ExtractOptions, extract
+from vmstream.ops.extract_block import BlockOptions, extract_block
 from vmstream.ops.inspect import inspect
 from vmstream.ops.records import Records
 from vmstream.ops.snapshots import snapshots
@@ -115,9 +118,13 @@ def test_inspect_of_odd_streams(name: str) -> None:
     assert found["anomaly_count"] == len(found["anomalies"])
 
 
-@pytest.mark.parametrize("name", [*sorted(streams()), "fixture", "postcopy"])
+@pytest.mark.parametrize("name", [*sorted(streams()), "fixture", "postcopy", "disks"])
 def test_records(name: str) -> None:
-    fixtures = {"fixture": "devices-11.1-q35", "postcopy": "postcopy-11.1-pc.ch0"}
+    fixtures = {
+        "fixture": "devices-11.1-q35",
+        "postcopy": "postcopy-11.1-pc.ch0",
+        "disks": "blockmig-5.2-pc",
+    }
     data = open_fixture(fixtures[name]) if name in fixtures else streams()[name]
     check = validator("records")
     for item in Records(BytesSource(data)):
@@ -155,6 +162,28 @@ def test_extract(name: str, options: dict[str, Any], tmp_path: Path) -> None:
         told = json.loads((tmp_path / "out" / "manifest.json").read_text())
         validator("blocks").validate(told)
         assert told["schema"] == models.BLOCKS_SCHEMA == "vmstream.blocks/1"
+
+
+@settings(deadline=None, max_examples=20)
+@given(live_streams())
+def test_inspect_of_iterable_sections(w: StreamWriter) -> None:
+    found = json.loads(dumps(inspect(BytesSource(bytes(w)))[0]))
+    validator("inspect").validate(found)
+    assert found["live"] is not None
+    quick = json.loads(dumps(inspect(BytesSource(bytes(w)), quick=True)[0]))
+    validator("inspect").validate(quick)
+    assert quick["live"] is None
+
+
+@pytest.mark.parametrize("partial", [False, True])
+def test_extract_block(partial: bool, tmp_path: Path) -> None:
+    with OpenSource(fixture_file("blockmig-5.2-pc", tmp_path)) as source:
+        options = BlockOptions(directory=tmp_path / "d", partial=partial)
+        report, _ = extract_block(source, options)
+    found = json.loads(dumps(report))
+    validator("extract-block").validate(found)
+    assert found["schema"] == models.EXTRACT_BLOCK_SCHEMA == "vmstream.extract-block/1"
+    assert found["partial"] == partial
 
 
 def test_the_schemas_are_those_of_the_dataclasses() -> None:

@@ -10,12 +10,14 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
+from tests import streamwriter as sw
 from tests.commandline import environment, on_terminal, vmstream
 from tests.decoding import BytesSource
 from tests.qcow2images import Saved, build
 from tests.streamwriter import Device, Field, RamBlock, StreamWriter
 from tests.truth import fixture_file, fixture_names, open_fixture
 from vmstream.ops.extract import ExtractOptions, extract
+from vmstream.ops.extract_block import BlockOptions, extract_block
 from vmstream.ops.inspect import inspect
 from vmstream.ops.records import Records
 from vmstream.ops.snapshots import snapshots
@@ -26,6 +28,7 @@ from vmstream.report.render import (
     printable,
     record_line,
     render_extract,
+    render_extract_block,
     render_inspect,
     render_snapshots,
     size_text,
@@ -89,6 +92,103 @@ def rendered(report: InspectReport, **flags: bool) -> str:
 
 
 LONG = {"devices": True, "sections": True, "passes": True}
+
+
+def live_stream(names: list[str]) -> bytes:
+    """Names of disks and bitmaps, which are any bytes; and every other iterable section."""
+    w = StreamWriter()
+    w.header()
+    w.configuration()
+    w.ram_start([RamBlock("mem", PAGE)])
+    sections: list[tuple[str, int, list[sw.LiveBytes], list[sw.LiveBytes]]] = [
+        (
+            "block",
+            1,
+            [sw.block_end()],
+            [*(sw.block_chunk(name, 0, None) for name in names), sw.block_end()],
+        ),
+        (
+            "dirty-bitmap",
+            1,
+            [*(sw.bitmap_start(name, name, 65536, 3) for name in names), sw.bitmap_end()],
+            [sw.bitmap_bits(0, 128, b"\1" * 8, names[0], names[0]), sw.bitmap_end()],
+        ),
+        ("spapr/htab", 1, [sw.htab_head(20)], [sw.htab_head(0), sw.htab_end()]),
+        (
+            "s390-storage_attributes",
+            0,
+            [sw.storage_end()],
+            [sw.storage_values(0, b"a" * 4000), sw.storage_end()],
+        ),
+        ("0:1/vfio", 1, [sw.vfio_tag(3), sw.vfio_tag(1)], [sw.vfio_data(b"abc"), sw.vfio_tag(1)]),
+        ("pbs-state", 1, [sw.pbs_state(b"{}")], []),
+    ]
+    for i, (name, version, start, _) in enumerate(sections):
+        w.live_records("START", 40 + i, start, name, version)
+    for i, (_, _, _, end) in enumerate(sections):
+        if end:
+            w.live_records("END", 40 + i, end)
+    with w.ram_end():
+        w.zero("mem", 0)
+    w.eof()
+    w.vmdescription()
+    return bytes(w)
+
+
+def test_iterable_sections() -> None:
+    lines = rendered(report_of(live_stream(["vda"]))).splitlines()
+    chunks = "0 chunks of 1 MiB, 1 zero, 0 resent, 0 missing"
+    said = [re.sub(r"\s+", " ", line) for line in lines]
+    for line in (
+        f"disk vda: {chunks}, the last ends at 0x100000 (size not stated)",
+        "bitmap vda/vda: 1 bit set of 64 KiB each, enabled, persistent, not complete",
+        "page table 1 MiB, 0 valid and 0 invalid entries sent",
+        "s390 storage attributes of 4,000 pages in 1 range",
+        "vfio 0:1/vfio: 3 bytes in 1 record",
+        "pbs-state 2 bytes",
+    ):
+        assert line in said
+
+
+def test_bits_are_in_the_json_alone() -> None:
+    items = list(Records(BytesSource(live_stream(["vda"])), kinds=("bitmap-bits",)))
+    (line,) = map(record_line, items)
+    assert items[0].fields["data"] == "01" * 8
+    assert line.endswith("node=vda name=vda disk_offset=0 length=65536 zeroes=False")
+
+
+def test_a_guest_without_a_hash_page_table() -> None:
+    w = StreamWriter()
+    w.header()
+    w.live_records("START", 3, [sw.htab_head(-1)], "spapr/htab")
+    w.eof()
+    assert "page table   none (radix), 0 valid" in rendered(report_of(bytes(w)))
+
+
+def test_hostile_names_of_disks_and_bitmaps(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    names = [name for name in HOSTILE if name][:10]
+    path = tmp_path / "s"
+    path.write_bytes(live_stream(names))
+    text = rendered(report_of(path.read_bytes()))
+    assert harmless(text)
+    for name in names:
+        assert f"disk         {visible(name)}: " in text
+        assert f"bitmap       {visible(name)}/{visible(name)}: " in text
+    with OpenSource(path) as source:
+        report, _ = extract_block(source, BlockOptions(directory=tmp_path / "d"))
+    render_extract_block(report)
+    said = capsys.readouterr()
+    assert harmless(said.out + said.err)
+    for name in names:
+        assert f": disk {visible(name)}, 1 MiB (inferred" in said.out
+
+
+def test_many_disks_are_cut_and_it_is_said() -> None:
+    text = rendered(report_of(live_stream([f"disk{i}" for i in range(25)])))
+    assert text.count("disk         ") == 10
+    assert text.count("  ... 15 more (--json)") == 2
 
 
 # -- harmless -------------------------------------------------------------------------------------

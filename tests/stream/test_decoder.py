@@ -109,7 +109,7 @@ def test_every_item() -> None:
     w.ping(1)
     w.device(Device("early", 3, 1, [Field("x", "buffer", b"early body")], section_id=40))
     w.ram_start([RamBlock("pc.ram", 4 * PAGE), RamBlock("b", PAGE)], section_id=2)
-    w.live_section("START", 3, b"dirty", "dirty-bitmap")
+    w.live_section("START", 3, b"dirty", "x-bitmap")
     with w.ram_part():
         w.page("pc.ram", 0, BODY)
         w.zero("pc.ram", PAGE)
@@ -156,7 +156,7 @@ def test_every_item() -> None:
         )
     ]
     ram: Any = (2, b"ram", 0, 4)
-    bitmap: Any = (3, b"dirty-bitmap", 0, 1)
+    bitmap: Any = (3, b"x-bitmap", 0, 1)
     assert found.of(SectionStart) == [
         SectionStart(*span("FULL", 0), 4, 40, b"early", 3, 1),
         SectionStart(*span("START", 0), 1, *ram),
@@ -523,7 +523,7 @@ def test_an_early_section_is_framed_at_once() -> None:
 def test_a_body_of_unknown_length_without_footers() -> None:
     w = begun(footers=False, configuration=False)
     w.ram_start([RamBlock("pc.ram", PAGE)])
-    w.live_section("START", 7, b"body", "block")
+    w.live_section("START", 7, b"body", "other")
     at = w.items_of("PAYLOAD")[0].offset
     found = fault(bytes(w) + bytes(40), UnsupportedError, at)
     assert "unknown length" in found.errors[0].what

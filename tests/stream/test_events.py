@@ -251,7 +251,7 @@ def test_empty_batch_has_no_runs() -> None:
 
 def test_events_are_values() -> None:
     kinds = get_args(Event)
-    assert len(kinds) == 20
+    assert len(kinds) == 21
     for kind in kinds:
         if kind is events.ChannelEvent:
             continue

@@ -349,6 +349,54 @@ def test_write_pages(
     path.unlink()
 
 
+@settings(max_examples=30, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(seed=st.integers(0, 1 << 32), alignment=st.integers(0, 9))
+def test_write_sparse(tmp_path: Path, seed: int, alignment: int) -> None:
+    """Blocks of zeros are left out, and made where something else may stand."""
+    rng = random.Random(seed)
+    want = bytearray(64 * PAGE)
+    path = tmp_path / "image"
+    with OutputFile(path, force=True) as out:
+        out.resize(len(want))
+        for _ in range(6):
+            count = rng.randrange(1, 17)
+            place = rng.randrange(64 - count) * PAGE
+            data = b"".join(
+                rng.choice((bytes(PAGE), rng.randbytes(PAGE), b"\0" * (PAGE - 1) + b"\1"))
+                for _ in range(count)
+            )
+            want[place : place + len(data)] = data
+            view = memoryview(bytes(alignment) + data)[alignment:]
+            out.write_sparse(place, view, over=True)
+        out.commit()
+    assert path.read_bytes() == want
+
+
+def test_write_sparse_leaves_holes(tmp_path: Path) -> None:
+    data = memoryview(b"\1" * PAGE + bytes(30 * PAGE) + b"\2" * PAGE)
+    with OutputFile(tmp_path / "image") as out:
+        out.resize(3 * len(data))
+        out.write_sparse(0, data, over=False)
+        out.write_sparse(len(data), memoryview(bytes(len(data))), over=True)
+        out.commit()
+    assert (tmp_path / "image").read_bytes() == bytes(data) + bytes(2 * len(data))
+    assert allocated(tmp_path / "image") <= 4 * PAGE
+
+
+def test_clear_touches_nothing_but_what_was_written(tmp_path: Path) -> None:
+    with OutputFile(tmp_path / "image") as out:
+        out.resize(16 * MIB)
+        out.write(0, b"\1" * (2 * PAGE))
+        out.write(MIB, b"\1" * PAGE)
+        out.clear(PAGE, 8 * MIB)
+        # Behind the end of the file there is nothing.
+        out.clear(15 * MIB, 1 << 40)
+        out.commit()
+    found = (tmp_path / "image").read_bytes()
+    assert found == (b"\1" * PAGE).ljust(16 * MIB, b"\0")
+    assert allocated(tmp_path / "image") <= 8 * PAGE
+
+
 def test_no_pages(tmp_path: Path) -> None:
     none = np.array([], np.int64)
     with OutputFile(tmp_path / "image") as out:

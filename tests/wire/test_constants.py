@@ -69,6 +69,20 @@ def test_page_sizes() -> None:
     assert constants.RAM_FLAG_MASK < 1024
 
 
+def test_flags_of_iterable_sections() -> None:
+    """Against QEMU's numbers, typed in anew."""
+    assert [int(f) for f in constants.BlkMigFlag] == [1, 2, 4, 8]
+    assert [int(f) for f in constants.DirtyBitmapMigFlag] == [1, 2, 4, 8, 16, 32, 64, 128]
+    assert [int(f) for f in constants.DirtyBitmapStartFlag] == [1, 2, 4]
+    assert [int(f) for f in constants.StattrFlag] == [1, 2, 4, 8]
+    assert [int(f) for f in constants.VFIOMigFlag] == [
+        (1 << 64) - (1 << 32) + 0xEF100000 + i for i in range(1, 7)
+    ]
+    assert constants.BLK_MIG_BLOCK_SIZE == 1048576
+    assert constants.BDRV_SECTOR_SIZE == 512
+    assert constants.MAX_BITMAP_BUFFER == 10240
+
+
 def test_capabilities() -> None:
     assert constants.CAP_IGNORE_SHARED == b"x-ignore-shared"
     assert constants.CAP_MAPPED_RAM == b"mapped-ram"

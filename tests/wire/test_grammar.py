@@ -57,6 +57,24 @@ FIXED = {
         {"section_type": 0x7E, "section_id": 0xFFFFFFFE},
         struct.pack(">BI", 0x7E, 0xFFFFFFFE),
     ),
+    "LIVE_WORD": (grammar.LIVE_WORD, {"word": 3 << 20 | 9}, struct.pack(">Q", 3 << 20 | 9)),
+    "DIRTY_BITMAP_FLAGS": (grammar.DIRTY_BITMAP_FLAGS, {"flags": 0x4C}, b"\x4c"),
+    "DIRTY_BITMAP_START": (
+        grammar.DIRTY_BITMAP_START,
+        {"granularity": 65536, "flags": 3},
+        struct.pack(">IB", 65536, 3),
+    ),
+    "DIRTY_BITMAP_BITS": (
+        grammar.DIRTY_BITMAP_BITS,
+        {"start_sector": 1 << 40, "nr_sectors": 2048},
+        struct.pack(">QI", 1 << 40, 2048),
+    ),
+    "HTAB_HEAD": (grammar.HTAB_HEAD, {"htab_shift": -1}, b"\xff" * 4),
+    "HTAB_CHUNK": (
+        grammar.HTAB_CHUNK,
+        {"index": 0x01020304, "n_valid": 5, "n_invalid": 0xFFFF},
+        struct.pack(">IHH", 0x01020304, 5, 0xFFFF),
+    ),
     "COMMAND_PING": (grammar.COMMAND_PING, {"value": 3}, struct.pack(">I", 3)),
     "COMMAND_POSTCOPY_ADVISE": (
         grammar.COMMAND_POSTCOPY_ADVISE,

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import re
 import sys
 from pathlib import Path
 
 import click
 
 from vmstream.cli.options import (
+    byte_size,
     channel_option,
     json_option,
     open_channels,
@@ -33,16 +33,6 @@ Examples:
   cat dump.bin | vmstream extract-ram - -o ram.raw --manifest ram.json
 """
 
-_UNITS = {"": 1, "k": 1 << 10, "m": 1 << 20, "g": 1 << 30, "t": 1 << 40}
-
-
-# "3G", "0xc0000000", "3221225472" as bytes.
-def _size(text: str) -> int:
-    match = re.fullmatch(r"(0x[0-9a-f]+|\d+)([kmgt]?)(?:i?b)?", text.lower())
-    if match is None:
-        raise click.BadParameter(f"{text!r} is no size: 3G, 0xc0000000, 3221225472")
-    return int(match[1], 0) * _UNITS[match[2]]
-
 
 def _shared(text: str) -> tuple[str, Path]:
     # A file's name may have '=' in it, and so may a block's: the first one with a file behind it.
@@ -64,7 +54,7 @@ def _shared(text: str) -> tuple[str, Path]:
     metavar="DIR",
     help="Write every block, and manifest.json, into DIR.",
 )
-@click.option("--below-4g", type=_size, metavar="SIZE", help="Size of RAM below 4 GiB (x86).")
+@click.option("--below-4g", type=byte_size, metavar="SIZE", help="Size of RAM below 4 GiB (x86).")
 @click.option("--partial", is_flag=True, help="Write what is there of a damaged stream.")
 @click.option("--force", is_flag=True, help="Replace files that exist.")
 @click.option(

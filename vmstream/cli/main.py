@@ -19,6 +19,11 @@ _COMMANDS = {
     "inspect": ("vmstream.cli.inspect", "command", "Account for a stream on one screen."),
     "records": ("vmstream.cli.records", "command", "List every item on the wire, in order."),
     "extract-ram": ("vmstream.cli.extract_ram", "command", "Rebuild guest RAM from a stream."),
+    "extract-block": (
+        "vmstream.cli.extract_block",
+        "command",
+        "Write the disks of a block migration.",
+    ),
     "xml": ("vmstream.cli.xml", "command", "Write the domain XML of a libvirt save image."),
     "snapshots": ("vmstream.cli.snapshots", "command", "List the savevm snapshots of a qcow2."),
 }

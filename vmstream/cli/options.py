@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import re
 import sys
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -50,6 +51,17 @@ def open_channels(
 ) -> contextlib.AbstractContextManager[Channels | None]:
     """Open what --channel names; nothing for nothing."""
     return Channels(paths, opened.identity) if paths else contextlib.nullcontext()
+
+
+_UNITS = {"": 1, "k": 1 << 10, "m": 1 << 20, "g": 1 << 30, "t": 1 << 40}
+
+
+def byte_size(text: str) -> int:
+    """Type of an option: "3G", "0xc0000000", "3221225472" as bytes."""
+    match = re.fullmatch(r"(0x[0-9a-f]+|\d+)([kmgt]?)(?:i?b)?", text.lower())
+    if match is None:
+        raise click.BadParameter(f"{text!r} is no size: 3G, 0xc0000000, 3221225472")
+    return int(match[1], 0) * _UNITS[match[2]]
 
 
 def page_size_option(command: Callable[..., Any]) -> Callable[..., Any]:

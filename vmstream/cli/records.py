@@ -27,8 +27,10 @@ Examples:
 
 \b
 Kinds: header configuration section ram-blocks mapped-block pages normal zero xbzrle
-compressed unset channel packet device-state ram-control payload footer command eof
-vmdescription padding gap anomaly
+compressed unset channel packet device-state ram-control live payload footer command eof
+vmdescription padding gap anomaly block-chunk block-progress bitmap-start bitmap-bits
+bitmap-complete htab-head htab-chunk storage-values storage-done vfio-tag vfio-data pbs-state
+live-end
 """
 
 

@@ -14,6 +14,7 @@ from vmstream.errors import EXIT_FINDINGS
 from vmstream.guest.coverage import KINDS, BlockCoverage, RAMCoverage
 from vmstream.guest.multifd import compression_of
 from vmstream.ops.channels import ChannelCounts, Channels
+from vmstream.ops.live import LiveSummary
 from vmstream.ops.pipeline import Findings, Progress, noted, run
 from vmstream.ops.quick import quick_events
 from vmstream.ops.snapshots import snapshot_report
@@ -28,6 +29,7 @@ from vmstream.stream.events import (
     Event,
     FileHeader,
     Gap,
+    LiveRecord,
     MappedBlock,
     MappedPages,
     MultiFDPacket,
@@ -89,6 +91,7 @@ class Summary:
 
     Attributes:
         findings: Anomalies so far; `finish` adds those of the stream as a whole.
+        live: What is in iterable sections other than RAM.
         coverage: RAM as sent; `None` before the first page.
         blocks: The block list.
         end: Offset behind the last byte covered.
@@ -99,6 +102,7 @@ class Summary:
 
     def __init__(self) -> None:
         self.findings = Findings()
+        self.live = LiveSummary(self.findings)
         self.configuration: Configuration | None = None
         self.blocks: tuple[RAMBlock, ...] = ()
         self.ram_total: int | None = None
@@ -145,7 +149,11 @@ class Summary:
             self._body(event)
         elif isinstance(event, SectionStart):
             self._section(event)
-        elif isinstance(event, (RAMControl, Payload, Gap)):
+            self.live.on(event)
+        elif isinstance(event, (LiveRecord, Payload)):
+            self._body(event)
+            self.live.on(event)
+        elif isinstance(event, (RAMControl, Gap)):
             self._body(event)
         elif isinstance(event, SectionFooter):
             self._footers = True
@@ -209,7 +217,14 @@ class Summary:
 
     def _body(
         self,
-        event: PageBatch | MappedBlock | MappedPages | RAMControl | RAMBlockList | Payload | Gap,
+        event: PageBatch
+        | MappedBlock
+        | MappedPages
+        | RAMControl
+        | RAMBlockList
+        | LiveRecord
+        | Payload
+        | Gap,
     ) -> None:
         section = self._current
         if isinstance(event, RAMControl) and event.flags == RAMSaveFlag.MULTIFD_FLUSH:
@@ -220,7 +235,7 @@ class Summary:
         section.body_size += event.end - event.offset
         if isinstance(event, Payload):
             section.framing = event.framing
-        elif not isinstance(event, Gap):
+        elif not isinstance(event, Gap) and section.framing != "footer-scan":
             section.framing = "records"
 
     def _command(self, event: Command) -> None:
@@ -309,8 +324,10 @@ class Summary:
                 "stream, or is of postcopy; device sections are framed by inference",
             )
         missing = {b.block.idstr: b.pages_missing for b in self.coverage_blocks()}
+        self.live.finish()
         for section in self._live.values():
-            if section.ended:
+            # Proxmox Backup sends a START and nothing else.
+            if section.ended or section.start.idstr == b"pbs-state":
                 continue
             name = models.readable(section.start.idstr)
             once = not any(missing.values()) and self.coverage is not None
@@ -523,6 +540,7 @@ class Summary:
                 self.channels.get(c.place, ChannelCounts()).report(c)
                 for c in (channels.list if channels is not None else ())
             ],
+            live=None if quick else self.live.report(),
         )
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import replace
+from dataclasses import fields as fields_of, replace
 from typing import Any, Final
 
 import numpy as np
@@ -26,6 +26,7 @@ from vmstream.stream.events import (
     Event,
     FileHeader,
     Gap,
+    LiveRecord,
     MappedBlock,
     MappedPages,
     MultiFDPacket,
@@ -41,6 +42,7 @@ from vmstream.stream.events import (
 )
 from vmstream.transport.source import Source
 from vmstream.wire.constants import MultiFDFlag, RAMSaveFlag, SectionType, command_name
+from vmstream.wire.live import KINDS as LIVE_KINDS, BitmapBits
 from vmstream.wire.parse import command_fields
 
 PAGE_KINDS: Final = {
@@ -50,12 +52,12 @@ PAGE_KINDS: Final = {
     RAMSaveFlag.COMPRESS_PAGE: "compressed",
 }
 
-# Words that --kind takes: types of item, and kinds of page.
+# Words that --kind takes: types of item, kinds of page and of records of iterable sections.
 KINDS: Final = (
     "header", "configuration", "section", "ram-blocks", "mapped-block", "pages",
     *PAGE_KINDS.values(), "unset",
-    "channel", "packet", "device-state", "ram-control", "payload", "footer",
-    "command", "eof", "vmdescription", "padding", "gap", "anomaly",
+    "channel", "packet", "device-state", "ram-control", "live", *LIVE_KINDS, "payload",
+    "footer", "command", "eof", "vmdescription", "padding", "gap", "anomaly",
 )  # fmt: skip
 
 
@@ -226,7 +228,9 @@ def _join(first: RecordReport, second: RecordReport) -> RecordReport | None:
         if any(a.get(k) != b.get(k) for k in same) or b["block_offset"] != next_page:
             return None
         fields = {**a, "count": int(str(a["count"])) + int(str(b["count"]))}
-    elif first.type == "payload" and not a["final"] and a["section_id"] == b["section_id"]:
+    elif first.type in ("payload", "live") and not a["final"]:
+        if a["section_id"] != b["section_id"]:
+            return None
         fields = b
     else:
         return None
@@ -247,6 +251,22 @@ def _block(block: RAMBlock) -> dict[str, object]:
         fields["host_page_size"] = block.host_page_size
     if block.gpa is not None:
         fields["gpa"] = block.gpa
+    return fields
+
+
+# What a record says, by the names it has in `wire.live`; of bits also the bits.
+def _live_fields(event: LiveRecord) -> dict[str, object]:
+    record = event.record
+    fields: dict[str, object] = {
+        "section_id": event.section_id,
+        "kind": record.kind,
+        "final": event.final,
+    }
+    for item in fields_of(record):
+        value = getattr(record, item.name)
+        fields |= _name(item.name, value) if isinstance(value, bytes) else {item.name: value}
+    if isinstance(record, BitmapBits):
+        fields["data"] = event.data.hex()
     return fields
 
 
@@ -302,6 +322,8 @@ def _describe(event: Event) -> tuple[str, dict[str, Any]]:
                 "framing": event.framing,
                 "final": event.final,
             }
+        case LiveRecord():
+            return "live", _live_fields(event)
         case SectionFooter():
             return "footer", {"section_id": event.section_id}
         case Command():

@@ -17,6 +17,7 @@ from vmstream.stream.decoder import Decoder
 from vmstream.stream.events import (
     Configuration,
     Event,
+    LiveRecord,
     MappedPages,
     PageBatch,
     Payload,
@@ -82,7 +83,8 @@ class Stream:
     def __iter__(self) -> Iterator[Event]:
         """Yield the events, each byte of the input in exactly one.
 
-        A `PageBatch` or `Payload` borrows its bytes: they are valid until the next event.
+        A `PageBatch`, `Payload` or `LiveRecord` borrows its bytes: they are valid until the next
+        event.
         """
         while self._ahead:
             yield self._ahead.pop(0)
@@ -105,7 +107,7 @@ class Stream:
     def _read_head(self) -> None:
         kept = 0
         for event in islice(self._events, _LONGEST_HEAD):
-            if isinstance(event, Payload):
+            if isinstance(event, (LiveRecord, Payload)):
                 kept += len(event.data)
                 if self.blocks or kept > _LARGEST_HEAD:
                     self._ahead.append(event)

@@ -12,6 +12,7 @@ from rich.text import Text
 
 from vmstream.errors import printable
 from vmstream.report.models import (
+    ExtractBlockReport,
     ExtractReport,
     InspectReport,
     PageCounts,
@@ -24,6 +25,7 @@ _WIDTH = 4000
 _DEVICES_AT_A_GLANCE = 60
 _PASSES_AT_A_GLANCE = 6
 _FINDINGS_AT_A_GLANCE = 10
+_LIVE_AT_A_GLANCE = 10
 
 _LAYER_NAMES = {"libvirt": "libvirt save image"}
 
@@ -109,6 +111,7 @@ def render_inspect(
         _row(out, "commands", ", ".join(counted))
     _channels(out, report)
     _ram(out, report, long=passes)
+    _live(out, report)
     _sections(out, report, devices=devices, sections=sections)
     _end(out, report)
 
@@ -222,6 +225,48 @@ def _ram(out: Console, report: InspectReport, *, long: bool) -> None:
         out.print(f"  ... {report.pass_count - len(shown)} more (--passes)")
 
 
+def _live(out: Console, report: InspectReport) -> None:
+    found = report.live
+    if found is None:
+        return
+    for disk in found.block_devices[:_LIVE_AT_A_GLANCE]:
+        told = f"{_count(disk.chunks, 'chunk')} of 1 MiB, {disk.zero_chunks:,} zero"
+        told += f", {disk.resent:,} resent"
+        told += f", {disk.missing:,} missing, the last ends at {disk.end:#x} (size not stated)"
+        _row(out, "disk", f"{printable(disk.device)}: {told}")
+    _more(out, len(found.block_devices))
+    for bitmap in found.dirty_bitmaps[:_LIVE_AT_A_GLANCE]:
+        words = [f"{_count(bitmap.bits_set, 'bit')} set of {size_text(bitmap.granularity)} each"]
+        words += ["enabled" if bitmap.enabled else "disabled"]
+        words += ["persistent"] if bitmap.persistent else []
+        words += [] if bitmap.complete else ["not complete"]
+        _row(out, "bitmap", printable(f"{bitmap.node}/{bitmap.name}: {', '.join(words)}"))
+    _more(out, len(found.dirty_bitmaps))
+    if (htab := found.htab) is not None:
+        size = "none (radix)" if htab.radix else size_text(1 << (htab.htab_shift or 0))
+        entries = f"{htab.valid:,} valid and {htab.invalid:,} invalid entries sent"
+        _row(out, "page table", f"{size}, {entries}")
+    for name, storage in (("attributes", found.storage_attributes), ("keys", found.storage_keys)):
+        if storage is not None:
+            pages = f"{_count(storage.pages, 'page')} in {_count(storage.range_count, 'range')}"
+            _row(out, "s390", f"storage {name} of {pages}")
+    for device in found.vfio[:_LIVE_AT_A_GLANCE]:
+        told = f"{size_text(device.size)} in {_count(device.records, 'record')}"
+        _row(out, "vfio", f"{printable(device.idstr)}: {told}")
+    _more(out, len(found.vfio))
+    if found.pbs_state_size is not None:
+        _row(out, "pbs-state", size_text(found.pbs_state_size))
+
+
+def _count(number: int, what: str) -> str:
+    return f"{number:,} {what}{'' if number == 1 else 's'}"
+
+
+def _more(out: Console, count: int) -> None:
+    if count > _LIVE_AT_A_GLANCE:
+        out.print(f"  ... {count - _LIVE_AT_A_GLANCE} more (--json)")
+
+
 def _sections(out: Console, report: InspectReport, *, devices: bool, sections: bool) -> None:
     listed = [s for s in report.sections if s.section_type == "FULL"]
     live = [s for s in report.sections if s.section_type == "START"]
@@ -316,6 +361,19 @@ def render_extract(report: ExtractReport, out: Console | None = None) -> None:
             )
 
 
+def render_extract_block(report: ExtractBlockReport, out: Console | None = None) -> None:
+    """Print what was written to stdout, and what is to be known about it to stderr."""
+    out = out or console()
+    for item in report.outputs:
+        told = f"disk {printable(item.device.device)}, {size_text(item.size)}"
+        if item.size_source == "inferred":
+            told += " (inferred: the end of the last chunk; the stream does not state it)"
+        out.print(f"{printable(item.path)}: {told}")
+    notes = console(sys.stderr)
+    for a in report.anomalies[:_FINDINGS_AT_A_GLANCE]:
+        notes.print(f"vmstream: {a.severity}: {printable(a.message)}")
+
+
 def render_snapshots(report: SnapshotsReport, out: Console | None = None) -> None:
     """Print the snapshots to stdout, and what is to be known about the image to stderr."""
     out = out or console()
@@ -353,6 +411,8 @@ def clock_text(nanoseconds: int) -> str:
 def record_line(item: RecordReport) -> str:
     """One item of `records` as a line of text: offset, size, type, what it says."""
     fields = dict(item.fields)
+    if item.type == "live":
+        fields.pop("data", None)  # up to 10 KiB of bits
     size = item.end - item.offset
     if item.type == "pages":
         first, count = int(str(fields["block_offset"])), int(str(fields["count"]))

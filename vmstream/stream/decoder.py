@@ -3,7 +3,7 @@
 The decoder does no I/O. Its caller gives it windows (`supply`) and takes events (`next_event`);
 NEED_DATA asks for a window that starts at `decoder.offset` or before and reaches `decoder.need`
 bytes further, or ends where the input ends. Events do not depend on how the input is cut, but
-for the cuts between page batches and between the stretches of a payload.
+for the cuts between page batches and between the stretches of a payload or of a long record.
 
     while (event := decoder.next_event()) is not None:
         if event is NEED_DATA:
@@ -39,6 +39,7 @@ from vmstream.stream.events import (
     VMDescription,
     fault,
 )
+from vmstream.stream.live import LiveHandlers, LiveReader, live_body
 from vmstream.stream.rambody import RAMReader
 from vmstream.stream.tail import (
     FOOTER_SIZE,
@@ -87,6 +88,8 @@ class Decoder(SansIO):
         self.footers: bool | None = None
         self._ram = RAMReader(self._in, page_size, strict=strict)
         self._live: dict[int, parse.SectionHead] = {}
+        self._handlers = LiveHandlers()
+        self._readers: dict[int, LiveReader | None] = {}
         self._settled = False  # a PART or END was seen: the set-up phase is over
         self._over = False  # the input ended inside a package
 
@@ -236,6 +239,7 @@ class Decoder(SansIO):
             if len(self._live) >= _MAX_LIVE:
                 raise LimitError(self._in.offset, f"over {_MAX_LIVE} iterable sections")
             self._live[head.section_id] = head
+            self._readers[head.section_id] = self._handlers.reader(head)
         yield from self._body(head, head.section_type)
 
     def _part(self) -> Steps:
@@ -265,14 +269,18 @@ class Decoder(SansIO):
     # The body of a section or part, and its footer. Behind a fault in it the stream is picked
     # up again at its footer, if it has one.
     def _body(self, head: parse.SectionHead, kind: int) -> Steps:
+        full = kind == SectionType.QEMU_VM_SECTION_FULL
+        reader = None if full else self._readers.get(head.section_id)
         try:
-            if head.idstr == b"ram" and kind != SectionType.QEMU_VM_SECTION_FULL:
+            if head.idstr == b"ram" and not full:
                 yield from self._ram.body(head, kind)
-                yield from self._footer(head)
-            else:
+            elif reader is None or (yield from live_body(self._in, reader, head, kind)):
                 yield from self._foreign_body(head)
+            yield from self._footer(head)
         except (FormatError, IntegrityError) as error:
-            if self.strict or not self.footers:
+            # Where no footer has told yet, one is looked for behind a handler that is not RAM:
+            # so is the end of one that is not known here.
+            if self.strict or not (self.footers or (self.footers is None and reader is not None)):
                 raise
             yield fault(error)
             yield from self._to_footer(head, "not readable, up to the next footer")
@@ -323,8 +331,6 @@ class Decoder(SansIO):
                     *self._in.take(size), head.section_id, "footer-scan", data, final=found
                 )
             if found:
-                self.footers = True
-                yield from self._footer(head)
                 return
             if (yield from self._is_all(at_end)):
                 raise self._in.ends(describe(head))

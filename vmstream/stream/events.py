@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 
 from vmstream.errors import StreamError
 from vmstream.wire.constants import PAGE_KINDS, MultiFDFlag, RAMSaveFlag
+from vmstream.wire.live import Record
 from vmstream.wire.vmsd import VMDescriptionLayout
 
 
@@ -433,6 +434,25 @@ class Payload:
 
 
 @dataclass(frozen=True, slots=True)
+class LiveRecord:
+    """A record of an iterable section other than RAM, or a stretch of one that is long.
+
+    Attributes:
+        section_id: Whose record it is.
+        record: What it says.
+        data: The bytes that belong to it, borrowed until the next event is asked for.
+        final: The record ends here; what follows otherwise has the same `record`.
+    """
+
+    offset: int
+    end: int
+    section_id: int
+    record: Record
+    data: memoryview = field(repr=False)
+    final: bool = True
+
+
+@dataclass(frozen=True, slots=True)
 class SectionFooter:
     """The footer behind a section or part, 2.4 on."""
 
@@ -558,6 +578,7 @@ Event = (
     | DeviceState
     | RAMControl
     | Payload
+    | LiveRecord
     | SectionFooter
     | Command
     | EndOfStream

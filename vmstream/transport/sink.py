@@ -22,6 +22,9 @@ from vmstream.errors import OutputError
 _GATHER = 1 << 20
 _HASH_CHUNK = 4 << 20
 
+# What a hole in a file is at the least, on most file systems.
+_BLOCK = 4096
+
 
 class OutputFile:
     """A sparse file under a temporary name beside its final one; a context manager.
@@ -128,6 +131,30 @@ class OutputFile:
                 while target and (done := os.preadv(self._fd, [target], offset)):
                     target = target[done:]
                     offset += done
+
+    def write_sparse(self, offset: int, data: memoryview, *, over: bool) -> None:
+        """Write contiguous bytes, a multiple of 4096; blocks of zeros are left out.
+
+        Args:
+            offset: Where they go.
+            data: The bytes.
+            over: Something may have been written there before.
+        """
+        blocks = np.frombuffer(data, np.uint8).reshape(-1, _BLOCK)
+        filled: NDArray[np.bool_] = np.asarray(blocks.any(axis=1))
+        first, counts = _stretches(filled[1:] != filled[:-1])
+        for block, count in zip(first.tolist(), counts, strict=True):
+            at, length = block * _BLOCK, count * _BLOCK
+            if filled[block]:
+                self.write(offset + at, data[at : at + length])
+            elif over:
+                self.clear(offset + at, length)
+
+    def clear(self, offset: int, length: int) -> None:
+        """Make zeros of what was written there; holes stay holes."""
+        with _named(self.path):
+            for begin, end in _extents(self._fd, offset, offset + length):
+                self.zero(begin, end - begin)
 
     def zero(self, offset: int, length: int) -> None:
         """Write zeros over what was written before."""

@@ -139,6 +139,80 @@ CAP_IGNORE_SHARED = b"x-ignore-shared"
 CAP_MAPPED_RAM = b"mapped-ram"
 
 
+class BlkMigFlag(IntFlag):
+    """Flags of a word of block migration. QEMU v9.0.4 migration/block.c BLK_MIG_FLAG_*."""
+
+    DEVICE_BLOCK = 0x01
+    EOS = 0x02
+    PROGRESS = 0x04
+    ZERO_BLOCK = 0x08  # since 1.6: no data
+
+
+# QEMU v9.0.4 migration/block.c BLK_MIG_BLOCK_SIZE, include/block/block-common.h BDRV_SECTOR_BITS.
+# QEMU v9.0.4 include/block/block_int-io.h BDRV_MAX_LENGTH: no disk is longer.
+BLK_MIG_BLOCK_SIZE = 1 << 20
+BDRV_SECTOR_BITS = 9
+BDRV_SECTOR_SIZE = 1 << BDRV_SECTOR_BITS
+BDRV_MAX_LENGTH = (1 << 63) - (1 << 30)
+
+
+class DirtyBitmapMigFlag(IntFlag):
+    """Flags of a chunk. QEMU v10.1.0 migration/block-dirty-bitmap.c DIRTY_BITMAP_MIG_FLAG_*."""
+
+    EOS = 0x01
+    ZEROES = 0x02
+    BITMAP_NAME = 0x04
+    DEVICE_NAME = 0x08
+    START = 0x10
+    COMPLETE = 0x20
+    BITS = 0x40
+    EXTRA = 0x80  # more bytes of flags follow; no release has written one
+
+
+class DirtyBitmapStartFlag(IntFlag):
+    """Flags of START. QEMU v10.1.0 migration/block-dirty-bitmap.c DIRTY_BITMAP_MIG_START_FLAG_*."""
+
+    ENABLED = 0x01
+    PERSISTENT = 0x02
+    AUTOLOAD = 0x04  # of 2.12 and before; ignored
+
+
+# QEMU v10.1.0 migration/block-dirty-bitmap.c dirty_bitmap_load_bits(): 10 * CHUNK_SIZE.
+MAX_BITMAP_BUFFER = 10 << 10
+
+# QEMU v10.1.0 target/ppc/mmu-hash64.h HASH_PTE_SIZE_64; hw/ppc/spapr.c spapr_reallocate_hpt() takes
+# shifts of 18 to 46.
+HASH_PTE_SIZE = 16
+HTAB_SHIFTS = range(18, 47)
+
+
+class StattrFlag(IntFlag):
+    """Flags of a word of s390 storage attributes. QEMU v10.1.0 hw/s390x/s390-stattrib.c.
+
+    Those of storage keys are the same but for DONE, which they do not have; MORE is SKEYS there.
+    QEMU v10.1.0 hw/s390x/s390-skeys.c S390_SKEYS_SAVE_FLAG_*.
+    """
+
+    EOS = 0x01
+    MORE = 0x02
+    ERROR = 0x04
+    DONE = 0x08
+
+
+S390_PAGE_SIZE = 4096  # QEMU v10.1.0 target/s390x/cpu-param.h TARGET_PAGE_BITS
+
+
+class VFIOMigFlag(IntEnum):
+    """Tags of VFIO devices. QEMU v10.1.0 hw/vfio/vfio-migration-internal.h VFIO_MIG_FLAG_*."""
+
+    END_OF_STATE = 0xFFFFFFFFEF100001
+    DEV_CONFIG_STATE = 0xFFFFFFFFEF100002
+    DEV_SETUP_STATE = 0xFFFFFFFFEF100003
+    DEV_DATA_STATE = 0xFFFFFFFFEF100004
+    DEV_INIT_DATA_SENT = 0xFFFFFFFFEF100005  # since 8.1, instead of END_OF_STATE
+    DEV_CONFIG_LOAD_READY = 0xFFFFFFFFEF100006  # since 10.1, likewise
+
+
 class Qcow2Incompatible(IntFlag):
     """Incompatible feature bits of a qcow2 image. QEMU v10.1.0 block/qcow2.h QCOW2_INCOMPAT_*."""
 
@@ -182,6 +256,8 @@ MAX_RAM = 1 << 44  # bytes a block list may state: each page takes a few bits
 MAX_CONFIGURATION = 64 << 10
 MAX_DEVICE_TAIL = 256 << 20
 MAX_VMDESCRIPTION = 64 << 20
+MAX_BITMAPS = 4096
+MAX_BLOCK_DEVICES = 512  # each is a file when they are all extracted
 
 # Images of 'virsh save'. libvirt src/qemu/qemu_saveimage.h QEMU_SAVE_MAGIC, QEMU_SAVE_PARTIAL,
 # virQEMUSaveFormat: the place of a format here is its number.

@@ -19,6 +19,7 @@ from construct import (
     If,
     Int8ub,
     Int16ub,
+    Int32sb,
     Int32ub,
     Int32ul,
     Int64ub,
@@ -226,6 +227,27 @@ XBZRLE_PAYLOAD = Struct(
 COMPRESS_PAGE_HEAD = Struct("length" / Int32ub)
 COMPRESS_PAGE_RECORD_HEAD = Struct("head" / Int64ub, *COMPRESS_PAGE_HEAD.subcons)
 COMPRESS_PAGE_PAYLOAD = Prefixed(Int32ub, GreedyBytes)
+
+
+# ---- iterable sections other than RAM ----------------------------------------------------------
+
+# A word of its own: a byte offset with flags in the bits below 512 (block migration) or 4096
+# (s390 storage attributes and keys), a tag (VFIO), or a size in bytes. QEMU v9.0.4
+# migration/block.c blk_send(), v10.1.0 hw/s390x/s390-stattrib.c cmma_save(), hw/vfio/migration.c
+# vfio_save_block(). The size of the state of Proxmox Backup is one too (their pbs-state.c).
+LIVE_WORD = Struct("word" / Int64ub)
+
+# QEMU v10.1.0 migration/block-dirty-bitmap.c send_bitmap_header(), send_bitmap_start(),
+# send_bitmap_bits(). Names of node and bitmap, if the flags say so, stand behind the flags; a
+# LIVE_WORD with the size of the bits behind BITS, unless they are ZEROES.
+DIRTY_BITMAP_FLAGS = Struct("flags" / Int8ub)
+DIRTY_BITMAP_START = Struct("granularity" / Int32ub, "flags" / Int8ub)
+DIRTY_BITMAP_BITS = Struct("start_sector" / Int64ub, "nr_sectors" / Int32ub)
+
+# QEMU v10.1.0 hw/ppc/spapr.c htab_save_setup(), htab_save_chunk(): entries of 16 bytes follow a
+# chunk, one for each valid one.
+HTAB_HEAD = Struct("htab_shift" / Int32sb)
+HTAB_CHUNK = Struct("index" / Int32ub, "n_valid" / Int16ub, "n_invalid" / Int16ub)
 
 
 # ---- what is around a stream -------------------------------------------------------------------
