@@ -13,7 +13,7 @@ import pytest
 
 from tests.commandline import ROOT, vmstream
 from tests.ops.test_extract import Replay
-from tests.qemu import FINISHED, Guest, Qemu
+from tests.qemu import FINISHED, Guest, Qemu, check_range
 from tests.truth import block_sums
 
 pytestmark = pytest.mark.qemu
@@ -38,16 +38,6 @@ def stopped() -> Iterator[Qemu]:
 def captured(stopped: Qemu) -> Path:
     stopped.migrate("exec:cat>guest.out")
     return stopped.path("guest.out")
-
-
-def check_range(vm: Qemu, image: Path, gpa: int, size: int) -> None:
-    """A range of an image is what the CPU sees there."""
-    with image.open("rb") as file:
-        file.seek(gpa)
-        at = gpa
-        for chunk in vm.pmemsave(gpa, size):
-            assert file.read(len(chunk)) == chunk, hex(at)
-            at += len(chunk)
 
 
 def inspected(path: Path) -> dict[str, Any]:
