@@ -63,6 +63,12 @@ def firmware_of(vm: Qemu) -> bytes:
     return vm.process_memory(place[1], size)
 
 
+def _must_be_7(vm: Qemu) -> None:
+    """From 8.1 on channels are synced at other places, and from 9.0 on they have zero pages."""
+    if not vm.version().startswith("7."):
+        pytest.skip(f"tests/channels.py reads what QEMU 7.2 writes, and this is {vm.version()}")
+
+
 def _in(directory: Path, attempt: int) -> Path:
     made = directory / str(attempt)
     made.mkdir()
@@ -111,6 +117,7 @@ def _multifd(directory: Path, method: str, count: int, live: bool) -> Capture:
         Qemu(MACHINE, guest=guest, mem=("mem", SIZE)) as source,
         Qemu(MACHINE, guest=guest, mem=("mem", SIZE), incoming="defer") as destination,
     ):
+        _must_be_7(source)
         for vm in (source, destination):
             vm.set_capabilities(multifd=True)
             vm.set_parameters(multifd_channels=count, multifd_compression=method)
@@ -156,6 +163,7 @@ def _postcopy(directory: Path, preempt: bool, live: bool) -> Capture:
         Qemu(args, guest=guest) as source,
         Qemu(args, guest=guest, incoming="defer") as destination,
     ):
+        _must_be_7(source)
         for vm in (source, destination):
             said = vm.refuses(postcopy_ram=True)
             if said is not None:

@@ -48,6 +48,14 @@ def find_qemu(arch: str = "x86_64") -> str | None:
     return shutil.which(f"qemu-system-{arch}")
 
 
+def has_machine(name: str, arch: str = "x86_64") -> bool:
+    """Whether the installed emulator has this machine type; old ones are removed in time."""
+    done = subprocess.run(
+        [f"qemu-system-{arch}", "-M", "help"], capture_output=True, text=True, check=True
+    )
+    return name in {line.split()[0] for line in done.stdout.splitlines() if line.strip()}
+
+
 @dataclass(frozen=True)
 class Guest:
     """Settings patched into the boot sector, in the order of guest/dirty.S."""

@@ -14,7 +14,7 @@ import pytest
 from tests.channels import MainChannel
 from tests.commandline import vmstream
 from tests.migrations import firmware_of, memory_of
-from tests.qemu import Guest, Qemu, check_range, userfault_refused
+from tests.qemu import Guest, Qemu, check_range, has_machine, userfault_refused
 from tests.truth import block_sums
 
 pytestmark = pytest.mark.qemu
@@ -75,6 +75,8 @@ def extracted_both_ways(stream: Path, directory: Path) -> tuple[Path, dict[str, 
 )
 def test_old_machines(machine: str, findings: list[str], tmp_path: Path) -> None:
     """No configuration section and no footers; with or without a vmdescription."""
+    if not has_machine(machine):
+        pytest.skip(f"this QEMU has no {machine}")
     args = ["-M", machine, "-accel", "tcg"]
     with Qemu(args, guest=Guest(fill=512, dirty=200), mem=("mem", 16 * MIB)) as vm:
         vm.wait_serial(b"FILLED")
