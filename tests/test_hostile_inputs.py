@@ -66,7 +66,7 @@ def streams() -> list[Kind]:
     several = {
         "live-5.2-pc", "xbzrle-5.2-pc", "zlib-5.2-pc", "zlib-xbzrle-5.2-pc", "postcopy-11.1-pc.ch0",
         "mapped-live-10.0-q35", "multifd-7.2-pc.ch0", "multifd-11.1-pc.ch0",
-        "ignoreshared-10.0-pc", "interrupted-11.1-pc",
+        "ignoreshared-10.0-pc", "mapped-ignoreshared-11.1-pc", "interrupted-11.1-pc",
     }  # fmt: skip
     assert one_pass | several <= set(fixture_names())
     return [
