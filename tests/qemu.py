@@ -16,6 +16,7 @@ migration URI is a base name and command lines can be recorded as they are.
 
 from __future__ import annotations
 
+import ctypes
 import json
 import os
 import re
@@ -45,6 +46,14 @@ class QemuError(RuntimeError):
 def find_qemu(arch: str = "x86_64") -> str | None:
     """The emulator for `arch` on PATH, or None."""
     return shutil.which(f"qemu-system-{arch}")
+
+
+def has_machine(name: str, arch: str = "x86_64") -> bool:
+    """Whether the installed emulator has this machine type; old ones are removed in time."""
+    done = subprocess.run(
+        [f"qemu-system-{arch}", "-M", "help"], capture_output=True, text=True, check=True
+    )
+    return name in {line.split()[0] for line in done.stdout.splitlines() if line.strip()}
 
 
 @dataclass(frozen=True)
@@ -298,6 +307,15 @@ class Qemu:
             ],
         )
 
+    def refuses(self, **capabilities: bool) -> str | None:
+        """Set capabilities; what QEMU says if it will not have them."""
+        try:
+            self.set_capabilities(**capabilities)
+        except QemuError as error:
+            self._check_alive()
+            return str(error)
+        return None
+
     def set_parameters(self, **parameters: Any) -> None:
         self.qmp("migrate-set-parameters", **parameters)
 
@@ -406,3 +424,30 @@ class Qemu:
             raise failure[0]
         if total != size:
             raise QemuError(f"pmemsave gave {total} of {size} bytes")
+
+
+def check_range(vm: Qemu, image: Path, gpa: int, size: int, *, offset: int | None = None) -> None:
+    """Assert that a file has what the CPU sees at `gpa`, there or at another offset."""
+    with image.open("rb") as file:
+        file.seek(gpa if offset is None else offset)
+        at = gpa
+        for chunk in vm.pmemsave(gpa, size):
+            assert file.read(len(chunk)) == chunk, hex(at)
+            at += len(chunk)
+
+
+def userfault_refused() -> str | None:
+    """Why the kernel gives this process no userfaultfd for faults of its own, or None.
+
+    Postcopy and background snapshots need one. Without CAP_SYS_PTRACE, as in many containers and
+    for most users, the sysctl vm.unprivileged_userfaultfd decides; seccomp may forbid it too.
+    """
+    number = {"x86_64": 323, "aarch64": 282}.get(os.uname().machine)
+    if number is None:
+        return "not looked for on this architecture"
+    libc = ctypes.CDLL(None, use_errno=True)
+    fd = libc.syscall(number, os.O_CLOEXEC | os.O_NONBLOCK)
+    if fd < 0:
+        return os.strerror(ctypes.get_errno())
+    os.close(fd)
+    return None

@@ -235,13 +235,19 @@ def qcow2_names() -> list[str]:
     return sorted(p.name.removesuffix(".qcow2.zst") for p in FIXTURES.glob("*.qcow2.zst"))
 
 
+@lru_cache(maxsize=1)
+def read_qcow2(name: str) -> bytes:
+    """The uncompressed image."""
+    packed = (FIXTURES / f"{name}.qcow2.zst").read_bytes()
+    with zstandard.ZstdDecompressor().stream_reader(packed) as reader:
+        return reader.readall()
+
+
 def qcow2_file(name: str, directory: str | os.PathLike[str]) -> Path:
     """The uncompressed image as a file in `directory`."""
     path = Path(directory) / f"{name}.qcow2"
     if not path.exists():
-        packed = (FIXTURES / f"{name}.qcow2.zst").read_bytes()
-        with zstandard.ZstdDecompressor().stream_reader(packed) as reader:
-            write_sparse(path, reader.readall())
+        write_sparse(path, read_qcow2(name))
     return path
 
 

@@ -63,7 +63,9 @@ REFUSED = {
     "multifd-zstd-11.1-pc.ch0": "mem",
     "postcopy-preempt-11.1-pc.ch0": "pc.ram",
     "ignoreshared-10.0-pc": "mem",
+    "mapped-ignoreshared-11.1-pc": "mem",
 }
+SHARED = [name for name in REFUSED if "ignoreshared" in name]
 INTERRUPTED = ["interrupted-11.1-pc", "interrupted-pipe-11.1-pc", "interrupted-stopped-11.1-q35"]
 COMPLETE = [name for name in fixture_names() if name not in {*REFUSED, *INTERRUPTED}]
 # Guest-physical address and block of the image's stretches, where that is not one block at 0.
@@ -225,11 +227,10 @@ def test_refused(name: str, way: str, tmp_path: Path) -> None:
         "all": {"all_blocks": out},
         "partial": {"output": out, "partial": True},
     }
-    if (name, way) in {
-        ("ignoreshared-10.0-pc", "all"),
-        ("postcopy-preempt-11.1-pc.ch0", "partial"),
-    }:
-        return  # the other blocks, or pages, are there: below, and in test_channels.py
+    if name in SHARED and way == "all":
+        return  # below: the other blocks are there
+    if name == "postcopy-preempt-11.1-pc.ch0" and way == "partial":
+        return  # in test_channels.py: the other pages are there
     for source in (lambda: OpenSource(stream), lambda: pipe_of(stream.read_bytes())):
         with source() as opened, pytest.raises(UnsupportedError) as caught:
             extract(opened, ExtractOptions(**options[way]))
@@ -237,8 +238,8 @@ def test_refused(name: str, way: str, tmp_path: Path) -> None:
     assert [p.name for p in tmp_path.iterdir()] == [stream.name]
 
 
-def test_blocks_beside_a_shared_one(tmp_path: Path) -> None:
-    name = "ignoreshared-10.0-pc"
+@pytest.mark.parametrize("name", SHARED)
+def test_blocks_beside_a_shared_one(name: str, tmp_path: Path) -> None:
     manifest = load_manifest(name)
     out = tmp_path / "out"
     report, code = run(fixture_file(name, tmp_path), all_blocks=out)
@@ -1236,9 +1237,9 @@ def test_what_cannot_be_withdrawn(
 # ---- shared memory from its file ----------------------------------------------------------------
 
 
-def test_shared_memory_from_its_file(tmp_path: Path) -> None:
+@pytest.mark.parametrize("name", SHARED)
+def test_shared_memory_from_its_file(name: str, tmp_path: Path) -> None:
     """In the image, as a block and among all; the other blocks are those of the stream."""
-    name = "ignoreshared-10.0-pc"
     stream, memory = fixture_file(name, tmp_path), tmp_path / "memory"
     content = bytearray(16 * MIB)
     content[5 * MIB : 5 * MIB + 8] = b"content!"

@@ -43,6 +43,7 @@ class Block:
     bitmap_shift: int = 0
     pages_shift: int = 0
     gpa: int | None = None
+    left_out: bool = False
     entry: int = 0
     area: int = 0
 
@@ -65,6 +66,9 @@ def mapped(blocks: Sequence[Block], *, origin: int = 0, total: int | None = None
         data += sw.cstr8(block.name) + sw.be64(block.pages * size)
         if block.gpa is not None:
             data += sw.be64(block.gpa)
+        if block.left_out:
+            data += struct.pack(">IQQQ", block.version, size, 0, 0)
+            continue
         bitmap_at = len(data) + 28
         bits = bytearray(-(-block.pages // 64) * 8)
         for page in block.present:
@@ -180,6 +184,34 @@ def test_shared_blocks_have_an_address() -> None:
     found = decode(mapped(blocks))
     assert not found.errors
     assert [b.gpa for b in found.of(RAMBlockList)[0].blocks] == [0, 0xFFFC0000]
+
+
+@pytest.mark.parametrize("origin", [0, 0x3000])
+def test_shared_blocks_that_are_left_out(origin: int) -> None:
+    """QEMU 11.1 writes their headers with offsets of 0, and the next entry behind them."""
+    blocks = [
+        Block("mem", 2, {}, gpa=0, left_out=True),
+        Block("pc.bios", 2, {1: body(2)}, gpa=0xFFFC0000),
+        Block("more", 3, {}, gpa=0, left_out=True),
+    ]
+    data = mapped(blocks, origin=origin)
+    assert image_of(data, origin=origin) == [truth(b) for b in blocks]
+    if origin:
+        return
+    found = decode(data)
+    assert not found.errors
+    assert_tiles(found.events, len(data))
+    assert [b.used_length for b in found.of(RAMBlockList)[0].blocks] == [8192, 8192, 12288]
+    assert {p.block for p in found.of(MappedPages)} == {1}
+    heads = found.of(MappedBlock)
+    assert [h.end == h.bitmap_offset for h in heads] == [True, False, True]
+    for cut in range(len(data) - 1):
+        if cut % 7 == 0:
+            assert_tiles(decode(data[:cut]).events, cut)
+            assert decode(data[:cut]).errors
+    # Without the capability such a header is wrong.
+    one = mapped([Block("mem", 2, {}, left_out=True)])
+    assert isinstance(decode(one).errors[0], IntegrityError)
 
 
 @settings(deadline=None, max_examples=40)

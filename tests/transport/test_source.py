@@ -362,6 +362,16 @@ def test_a_pipe_does_not_go_forward_unread() -> None:
             source.window(1001, 8)
 
 
+@pytest.mark.parametrize("back", [1, 5, 999])
+def test_a_pipe_does_not_go_back(back: int) -> None:
+    """Not even to what is in the buffer: mapped-ram looks ahead and then returns."""
+    with pipe(lambda fd: os.write(fd, DATA[:2000])) as source:
+        source.window(0, 1)
+        source.window(1000, 1)
+        with pytest.raises(UnsupportedError, match="seek"):
+            source.window(1000 - back, 1)
+
+
 def test_an_empty_pipe() -> None:
     with pipe(lambda fd: None) as source:
         assert owned(source.window(0, 8)) == (b"", 0, True)

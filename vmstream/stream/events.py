@@ -299,7 +299,8 @@ class MappedBlock:
     Attributes:
         block: Index in the block list.
         page_size: Target page size, bytes.
-        bitmap_offset: Absolute offset of the bitmap.
+        bitmap_offset: Absolute offset of the bitmap; `end` for a block that x-ignore-shared
+            leaves out, which has neither bitmap nor pages.
     """
 
     offset: int

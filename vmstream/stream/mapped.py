@@ -35,12 +35,14 @@ class Area:
         offset: Where the entry stands.
         bitmap: Where its bitmap stands.
         pages: Where its page area starts.
+        end: Where the next entry stands.
     """
 
     entry: parse.MappedEntry
     offset: int
     bitmap: int
     pages: int
+    end: int
 
 
 def mapped_blocks(
@@ -84,11 +86,17 @@ def mapped_blocks(
                 ) from None
             if areas and entry.page_size != areas[0].entry.page_size:
                 raise IntegrityError(at, "mapped-ram blocks of several page sizes", context=context)
-            area = Area(entry, at, entry.bitmap_offset - origin, entry.pages_offset - origin)
+            if ignore_shared and not entry.bitmap_offset and not entry.pages_offset:
+                # A block that is left out has neither (seen from 11.1; 10.0 fails).
+                area = Area(entry, at, at + size, at + size, at + size)
+            else:
+                pages = entry.pages_offset - origin
+                end = pages + entry.block.used_length
+                area = Area(entry, at, entry.bitmap_offset - origin, pages, end)
             _check(area, at + size, left, context)
             areas.append(area)
             left -= entry.block.used_length
-            at = area.pages + entry.block.used_length
+            at = area.end
     except StreamError as error:
         return areas, error
     return areas, None
@@ -102,7 +110,9 @@ def _check(area: Area, behind: int, left: int, context: str) -> None:
         what = f"pages of {page_size} bytes"
     elif not 0 < length <= left or length % page_size:
         what = f"a length of {length:#x}"
-    elif area.bitmap < behind or area.pages < area.bitmap + _bitmap_size(entry):
+    elif area.bitmap < behind or (
+        area.end > behind and area.pages < area.bitmap + _bitmap_size(entry)
+    ):
         what = f"bitmap at {entry.bitmap_offset:#x}, pages at {entry.pages_offset:#x}"
     if what:
         raise IntegrityError(
@@ -126,6 +136,9 @@ def mapped_pages(cursor: Cursor, index: int, area: Area, context: str) -> Steps:
     entry = area.entry
     size, count = entry.page_size, entry.block.used_length // entry.page_size
     context = f"{context}, block {quoted(entry.block.idstr)}"
+    if area.end == area.bitmap:  # left out
+        yield MappedBlock(*cursor.take(area.end - cursor.offset), index, size, area.bitmap)
+        return
     bitmap = yield from cursor.peek(area.bitmap, _bitmap_size(entry))
     if len(bitmap) < _bitmap_size(entry):
         raise TruncatedError(area.bitmap + len(bitmap), "the input ends", context=context)
