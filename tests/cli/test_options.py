@@ -13,9 +13,8 @@ from click.testing import CliRunner
 from tests.commandline import vmstream
 from tests.streamwriter import simple_stream
 from tests.truth import fixture_file
-from vmstream.cli.extract_ram import _size
 from vmstream.cli.main import cli
-from vmstream.cli.options import progress_bar
+from vmstream.cli.options import progress_bar, size as parse_size
 from vmstream.cli.records import _range
 from vmstream.wire.constants import TARGET_PAGE_SIZES
 
@@ -43,13 +42,13 @@ GIB = 1 << 30
     ],
 )
 def test_sizes(text: str, size: int) -> None:
-    assert _size(text) == size
+    assert parse_size(text) == size
 
 
 @pytest.mark.parametrize("text", ["", "G", "lots", "-1", "1.5G", "3P", "0x", "3 G", "1_000"])
 def test_what_is_no_size(text: str) -> None:
     with pytest.raises((click.BadParameter, ValueError)):
-        _size(text)
+        parse_size(text)
 
 
 @pytest.mark.parametrize("text", ["lots", "1.5G", "", "010", "99999999999999999999999G"])
@@ -149,3 +148,23 @@ def test_a_file_name_that_is_no_text(tmp_path: Path) -> None:
     run = vmstream("extract-ram", path, "-o", tmp_path / "out\udcff", "--manifest", tmp_path / "m")
     assert (run.status, run.err) == (0, "")
     assert (tmp_path / "out\udcff").exists()
+
+
+@pytest.mark.parametrize("command", ["inspect", "records", "extract-ram"])
+@pytest.mark.parametrize("bad", [["--max-ram", "lots"], ["--max-layers", "0"]])
+def test_bad_limits_are_usage(command: str, bad: list[str], tmp_path: Path) -> None:
+    more = ["-o", tmp_path / "x"] if command == "extract-ram" else []
+    run = vmstream(command, fixture_file("plain-7.2-pc", tmp_path), *more, *bad)
+    assert run.status == 2
+    assert bad[0] in run.err
+
+
+@pytest.mark.parametrize("command", ["inspect", "records", "extract-ram"])
+def test_limits_reach_the_decoder(command: str, tmp_path: Path) -> None:
+    """16 MiB of RAM and some ROM: 16 MiB are not enough, 32 are."""
+    path = fixture_file("plain-7.2-pc", tmp_path)
+    more = ["-o", tmp_path / "x", "--force"] if command == "extract-ram" else []
+    assert vmstream(command, path, *more, "--max-ram", "32M").status == 0
+    run = vmstream(command, path, *more, "--max-ram", "16M")
+    assert run.status == 5
+    assert "--max-ram 17M allows it" in run.err

@@ -25,7 +25,7 @@ from tests.truth import (
 )
 from vmstream.container import codecs, open as seam
 from vmstream.container.open import MAX_LAYERS, OpenStream, kind_of
-from vmstream.errors import OutputError, StreamError, TruncatedError, UnsupportedError
+from vmstream.errors import LimitError, OutputError, StreamError, TruncatedError, UnsupportedError
 from vmstream.transport.source import DigestSource, FileSource, PipeSource, Source
 
 STREAM = b"QEVM\0\0\0\3" + bytes(range(256)) * 3
@@ -100,8 +100,15 @@ def test_nesting_is_bounded(tmp_path: Path) -> None:
     for _ in range(MAX_LAYERS):
         data = PACK["gzip"](data)
     assert layers(tmp_path / "x", data) == (["gzip"] * MAX_LAYERS, STREAM)
-    with pytest.raises(UnsupportedError, match="over 4 containers"):
-        layers(tmp_path / "x", PACK["xz"](data))
+    data = PACK["xz"](data)
+    with pytest.raises(LimitError, match="over 4 containers") as caught:
+        layers(tmp_path / "x", data)
+    assert caught.value.found == "xz, gzip, gzip, gzip, gzip"
+    assert caught.value.advice == "--max-layers 5 goes on"
+    with OpenStream(tmp_path / "x", max_layers=5) as opened:
+        assert whole(opened.source) == STREAM
+    with pytest.raises(LimitError, match="over 1 containers"):
+        OpenStream(tmp_path / "x", max_layers=1)
 
 
 def test_nothing_readable_raises(tmp_path: Path) -> None:

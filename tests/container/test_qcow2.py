@@ -29,7 +29,7 @@ from tests.truth import (
     snapshot_manifests,
 )
 from vmstream.container import qcow2
-from vmstream.container.qcow2 import Qcow2Image, VMStateSource, is_qcow2, read_image
+from vmstream.container.qcow2 import Qcow2Image, VMStateSource, read_image
 from vmstream.errors import (
     FormatError,
     IntegrityError,
@@ -330,12 +330,6 @@ def test_the_file_may_end_inside_the_last_cluster() -> None:
 def image_of(*saved: Saved) -> Qcow2Image:
     with opened(build(saved).data) as source:
         return read_image(source)
-
-
-def test_is_qcow2() -> None:
-    assert is_qcow2(b"QFI\xfb\0\0\0\3")
-    assert not is_qcow2(b"QFI")
-    assert not is_qcow2(b"QEVM\0\0\0\3")
 
 
 def test_choose() -> None:

@@ -18,7 +18,7 @@ from tests.strategies import streams
 from tests.streamwriter import StreamWriter
 from tests.truth import load_manifest, open_fixture
 from vmstream.guest import coverage as coverage_module
-from vmstream.guest.coverage import KINDS, PageBitmap, RAMCoverage
+from vmstream.guest.coverage import KINDS, PageBitmap, RAMCoverage, unsent
 from vmstream.stream.events import PageBatch, PageColumns, RAMBlock, Run
 from vmstream.wire.constants import PAGE_KINDS, RAMSaveFlag
 
@@ -454,3 +454,10 @@ def test_words_for_kinds() -> None:
         sw.FLAG_XBZRLE,
         sw.FLAG_COMPRESS_PAGE,
     ]
+
+
+def test_blocks_of_which_nothing_came() -> None:
+    """They are accounted for, and nothing is held: they may state terabytes."""
+    first, second = unsent((RAMBlock(b"a", 1 << 62), RAMBlock(b"b", 5000)), 4096)
+    assert (first.pages, first.pages_missing) == (1 << 50, 1 << 50)
+    assert (second.pages, second.pages_missing, second.resent.count()) == (2, 2, 0)

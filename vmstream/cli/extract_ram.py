@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 import sys
 from pathlib import Path
 
@@ -10,8 +9,10 @@ import click
 
 from vmstream.cli.options import (
     json_option,
+    limit_options,
     page_size_option,
     progress_bar,
+    size,
     snapshot_option,
     spool_option,
     stream_argument,
@@ -29,16 +30,6 @@ Examples:
   vmstream extract-ram cut.bin --partial -o ram.raw
   cat dump.bin | vmstream extract-ram - -o ram.raw --manifest ram.json
 """
-
-_UNITS = {"": 1, "k": 1 << 10, "m": 1 << 20, "g": 1 << 30, "t": 1 << 40}
-
-
-# "3G", "0xc0000000", "3221225472" as bytes.
-def _size(text: str) -> int:
-    match = re.fullmatch(r"(0x[0-9a-f]+|\d+)([kmgt]?)(?:i?b)?", text.lower())
-    if match is None:
-        raise click.BadParameter(f"{text!r} is no size: 3G, 0xc0000000, 3221225472")
-    return int(match[1], 0) * _UNITS[match[2]]
 
 
 def _shared(text: str) -> tuple[str, Path]:
@@ -61,7 +52,7 @@ def _shared(text: str) -> tuple[str, Path]:
     metavar="DIR",
     help="Write every block, and manifest.json, into DIR.",
 )
-@click.option("--below-4g", type=_size, metavar="SIZE", help="Size of RAM below 4 GiB (x86).")
+@click.option("--below-4g", type=size, metavar="SIZE", help="Size of RAM below 4 GiB (x86).")
 @click.option("--partial", is_flag=True, help="Write what is there of a damaged stream.")
 @click.option("--force", is_flag=True, help="Replace files that exist.")
 @click.option(
@@ -80,6 +71,7 @@ def _shared(text: str) -> tuple[str, Path]:
 @snapshot_option
 @spool_option
 @page_size_option
+@limit_options
 @json_option
 def command(
     stream: str,
@@ -94,6 +86,8 @@ def command(
     snapshot: str | None,
     spool: str | None,
     page_size: int | None,
+    max_ram: int | None,
+    max_layers: int,
     as_json: bool,
 ) -> int:
     """Rebuild guest RAM from a migration stream.
@@ -109,10 +103,17 @@ def command(
         )
     options = ExtractOptions(
         output, block, all_blocks, below_4g, partial, force, manifest, page_size,
-        tuple(sys.argv[1:]), shared_blocks,
+        tuple(sys.argv[1:]), shared_blocks, max_ram,
     )  # fmt: skip
     with (
-        OpenStream(stream, digest=manifest is not None, snapshot=snapshot, spool=spool) as opened,
+        OpenStream(
+            stream,
+            digest=manifest is not None,
+            snapshot=snapshot,
+            spool=spool,
+            max_ram=max_ram,
+            max_layers=max_layers,
+        ) as opened,
         progress_bar("extracting") as progress,
     ):
         report, code = extract(opened.source, options, progress, opened.container)

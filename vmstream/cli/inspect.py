@@ -6,6 +6,7 @@ import click
 
 from vmstream.cli.options import (
     json_option,
+    limit_options,
     page_size_option,
     progress_bar,
     snapshot_option,
@@ -37,6 +38,7 @@ Examples:
 @snapshot_option
 @spool_option
 @page_size_option
+@limit_options
 @json_option
 def command(
     stream: str,
@@ -47,6 +49,8 @@ def command(
     snapshot: str | None,
     spool: str | None,
     page_size: int | None,
+    max_ram: int | None,
+    max_layers: int,
     as_json: bool,
 ) -> int:
     """Account for a migration stream: machine, RAM, devices, end and findings.
@@ -54,7 +58,9 @@ def command(
     STREAM is a file, or - for standard input.
     """
     with (
-        OpenStream(stream, snapshot=snapshot, spool=spool) as opened,
+        OpenStream(
+            stream, snapshot=snapshot, spool=spool, max_ram=max_ram, max_layers=max_layers
+        ) as opened,
         progress_bar("reading") as progress,
     ):
         report, code = inspect(
@@ -63,6 +69,7 @@ def command(
             quick=quick,
             progress=progress,
             container=opened.container,
+            max_ram=max_ram,
         )
     if as_json:
         click.echo(dumps(report))

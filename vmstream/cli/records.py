@@ -6,6 +6,7 @@ import click
 
 from vmstream.cli.options import (
     json_option,
+    limit_options,
     page_size_option,
     progress_bar,
     snapshot_option,
@@ -62,6 +63,7 @@ def _range(text: str) -> tuple[int, int | None]:
 @snapshot_option
 @spool_option
 @page_size_option
+@limit_options
 @json_option
 def command(
     stream: str,
@@ -70,6 +72,8 @@ def command(
     snapshot: str | None,
     spool: str | None,
     page_size: int | None,
+    max_ram: int | None,
+    max_layers: int,
     as_json: bool,
 ) -> int:
     """List every item on the wire in order, pages as runs, with its offset and size.
@@ -80,7 +84,9 @@ def command(
 
     begin, end = span
     with (
-        OpenStream(stream, snapshot=snapshot, spool=spool) as opened,
+        OpenStream(
+            stream, snapshot=snapshot, spool=spool, max_ram=max_ram, max_layers=max_layers
+        ) as opened,
         progress_bar("reading") as progress,
     ):
         records = Records(
@@ -91,6 +97,7 @@ def command(
             end=end,
             progress=progress,
             container=opened.container,
+            max_ram=max_ram,
         )
         for item in records:
             click.echo(record(item) if as_json else record_line(item))

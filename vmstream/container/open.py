@@ -12,12 +12,15 @@ from typing import Self
 
 from vmstream.container.layers import Container, Layer
 from vmstream.container.libvirt import note_format, open_save_image
-from vmstream.errors import OutputError, UnsupportedError
+from vmstream.errors import LimitError, OutputError
 from vmstream.transport.source import DigestSource, OpenSource, PipeSource, Source, spooled
-from vmstream.wire.constants import QCOW2_MAGIC
+from vmstream.wire.constants import MAX_UNPACKED, QCOW2_MAGIC
 
 # One in another; libvirt's compressed images have two, and a file of one compressed again three.
 MAX_LAYERS = 4
+
+# Layers that a message names.
+_NAMED = 8
 
 _HEAD = 16
 
@@ -83,6 +86,8 @@ class OpenStream:
         digest: Take the SHA-256 of the input itself, if there is anything around the stream.
         spool: Directory for a copy of what comes in a pipe, so that it can be sought in.
         image_only: Stop at a libvirt save image, and leave what is in it alone.
+        max_ram: Bytes that any input may unpack to; MAX_UNPACKED if `None`.
+        max_layers: Layers that are taken off.
 
     Attributes:
         source: The stream. Its offsets are those of the stream itself, unpacked.
@@ -102,8 +107,12 @@ class OpenStream:
         digest: bool = False,
         image_only: bool = False,
         spool: str | os.PathLike[str] | None = None,
+        max_ram: int | None = None,
+        max_layers: int = MAX_LAYERS,
     ) -> None:
-        self.container = Container(snapshot=snapshot)
+        most = MAX_UNPACKED if max_ram is None else max_ram
+        self.container = Container(snapshot=snapshot, most_unpacked=most)
+        self._max_layers = max_layers
         self.source = OpenSource(path).source
         if spool is not None and isinstance(self.source, PipeSource):
             self.source = spooled(self.source, spool)
@@ -137,8 +146,13 @@ class OpenStream:
                 note_format(container, image, kind or "raw")
             if kind is None:
                 return
-            if len(container.layers) == MAX_LAYERS:
-                raise UnsupportedError(0, f"over {MAX_LAYERS} containers, one in another")
+            if len(container.layers) == self._max_layers:
+                raise LimitError(
+                    0,
+                    f"over {self._max_layers} containers, one in another",
+                    found=", ".join(la.kind for la in container.layers[:_NAMED]) + f", {kind}",
+                    advice=f"--max-layers {self._max_layers + 1} goes on",
+                )
             # An image is read here and there, so that nobody sees all of it in order.
             if digest and container.digest is None and kind != "qcow2":
                 self.source = container.digest = DigestSource(self.source)

@@ -8,12 +8,13 @@ it raises; what it yielded before is read first, and only then the error is rais
 from __future__ import annotations
 
 import io
+import sys
 from collections.abc import Callable, Iterator
 from typing import Any
 
 from vmstream.container.layers import Container, Finding, ShiftedSource
-from vmstream.errors import FormatError, StreamError, TruncatedError
-from vmstream.transport.source import PipeSource, Source, Window
+from vmstream.errors import FormatError, LimitError, StreamError, TruncatedError
+from vmstream.transport.source import DigestSource, FileSource, PipeSource, Source, Window
 
 # Packed bytes that a codec takes at a time, and those it gives at a time at the most.
 SLICE = 128 << 10
@@ -154,6 +155,9 @@ class UnpackedSource:
             self._input = PackedInput(source.inner, kind, source.start)
         else:
             self._input = PackedInput(source, kind)
+        if container.packed is None:
+            start, size = self._input.offset, _size_of_file(container, source)
+            container.packed = lambda: min(self._input.offset - start, size)
         self._stream = _Unpacked(_members(self._input, codec, more, container))
         self._pipe = PipeSource(self._stream, self.name)
         self._told = False
@@ -179,7 +183,9 @@ class UnpackedSource:
             self._told = True
             raise self._stream.fault
         # A bare stream is read to its end behind a fault too; sizes and sums are of all of it.
-        self._input.drain()
+        # But a bomb has no end that anyone lives to see.
+        if not isinstance(self._stream.fault, LimitError):
+            self._input.drain()
         return view, base, True
 
     def close(self) -> None:
@@ -187,12 +193,27 @@ class UnpackedSource:
         self._inner.close()
 
 
+# What an image on the way could make more of; no bound where the input is a pipe.
+def _size_of_file(container: Container, source: Source) -> int:
+    outermost = container.layers[0].source if container.layers else source
+    if isinstance(outermost, DigestSource):
+        outermost = outermost.inner
+    if isinstance(outermost, FileSource):
+        return outermost.stored
+    return sys.maxsize
+
+
 # Every member, and what stands behind the last: zeros are the padding of a block device.
 def _members(
     data: PackedInput, codec: Codec, more: Callable[[memoryview], bool], container: Container
 ) -> Iterator[bytes]:
+    given = 0
+    packed = container.packed or (lambda: data.offset)
     while True:
-        yield from codec(data)
+        for piece in codec(data):
+            given += len(piece)
+            container.check_expansion(given, packed(), data.offset, f"{data.kind} layer")
+            yield piece
         if not data.skip_zeros():
             return
         if not more(data.peek(16)):

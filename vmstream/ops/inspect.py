@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from vmstream.container.layers import Container
 from vmstream.errors import EXIT_FINDINGS
-from vmstream.guest.coverage import KINDS, BlockCoverage, RAMCoverage
+from vmstream.guest.coverage import KINDS, BlockCoverage, RAMCoverage, unsent
 from vmstream.ops.pipeline import Findings, Progress, noted, run
 from vmstream.ops.quick import quick_events
 from vmstream.ops.snapshots import snapshot_report
@@ -392,7 +392,7 @@ class Summary:
     def coverage_blocks(self) -> list[BlockCoverage]:
         """Coverage per block; blocks without a page are there too."""
         if self.coverage is None:
-            return RAMCoverage(self.blocks, self._page_size() or DEFAULT_PAGE_SIZE).blocks
+            return unsent(self.blocks, self._page_size() or DEFAULT_PAGE_SIZE)
         return self.coverage.blocks
 
     # The page size that the stream states; RAM may have been read with another.
@@ -544,6 +544,7 @@ def inspect(
     quick: bool = False,
     progress: Progress | None = None,
     container: Container | None = None,
+    max_ram: int | None = None,
 ) -> tuple[models.InspectReport, int]:
     """Read a stream and account for it.
 
@@ -553,6 +554,7 @@ def inspect(
         quick: Read head and tail alone.
         progress: Called with (offset, size or None).
         container: What is around the stream.
+        max_ram: RAM in bytes that a block list may state; MAX_RAM if `None`.
 
     Returns:
         The document, and the exit status.
@@ -560,7 +562,7 @@ def inspect(
     Raises:
         StreamError: The input is no migration stream at all. Any later fault is in the document.
     """
-    decoder = Decoder(page_size)
+    decoder = Decoder(page_size, max_ram=max_ram)
     summary = Summary()
     if quick:
         for event in chain(noted(container), quick_events(source, decoder)):

@@ -63,6 +63,7 @@ class Records:
         end: Only items that start before this one; reading stops there.
         progress: Called with (offset, size or None).
         container: What is around the stream.
+        max_ram: RAM in bytes that a block list may state; MAX_RAM if `None`.
 
     Attributes:
         findings: The anomalies so far.
@@ -78,9 +79,11 @@ class Records:
         end: int | None = None,
         progress: Progress | None = None,
         container: Container | None = None,
+        max_ram: int | None = None,
     ) -> None:
         self.findings = Findings()
-        self._events = events(source, Decoder(page_size), progress, container)
+        decoder = Decoder(page_size, max_ram=max_ram)
+        self._events = events(source, decoder, progress, container)
         self._kinds = frozenset(kinds)
         self._begin = begin
         self._end = end

@@ -9,7 +9,7 @@ from itertools import islice
 from typing import Self
 
 from vmstream.container.layers import Layer
-from vmstream.container.open import OpenStream
+from vmstream.container.open import MAX_LAYERS, OpenStream
 from vmstream.ops.pipeline import events
 from vmstream.report.models import readable
 from vmstream.stream.decoder import Decoder
@@ -47,10 +47,12 @@ class Stream:
         page_size: int | None = None,
         strict: bool = False,
         snapshot: str | None = None,
+        max_ram: int | None = None,
+        max_layers: int = MAX_LAYERS,
     ) -> None:
-        self._opened = OpenStream(path, snapshot=snapshot)
+        self._opened = OpenStream(path, snapshot=snapshot, max_ram=max_ram, max_layers=max_layers)
         self.layers: tuple[Layer, ...] = tuple(self._opened.container.layers)
-        self._decoder = Decoder(page_size, strict=strict)
+        self._decoder = Decoder(page_size, strict=strict, max_ram=max_ram)
         self._events = events(self._opened.source, self._decoder, container=self._opened.container)
         self._ahead: list[Event] = []
         self.machine: str | None = None
@@ -115,6 +117,8 @@ def open(  # noqa: A001
     page_size: int | None = None,
     strict: bool = False,
     snapshot: str | None = None,
+    max_ram: int | None = None,
+    max_layers: int = MAX_LAYERS,
 ) -> Stream:
     """Open a migration stream: a file, or standard input for '-'.
 
@@ -126,6 +130,10 @@ def open(  # noqa: A001
         strict: Raise the first fault. Otherwise it becomes an `Anomaly` event, and what can be
             read behind it is.
         snapshot: Name or id of the snapshot, if a qcow2 image has several.
+        max_ram: Bytes of RAM that the stream may state, and that any input may unpack to; by
+            default 4 TiB of RAM, and 8 GiB unpacked. What is larger and not 1000 times as large
+            as the input may be unpacked in any case.
+        max_layers: Containers, one in another, that are taken off.
 
     Raises:
         OSError: It cannot be opened.
@@ -136,4 +144,11 @@ def open(  # noqa: A001
         ...     print(stream.machine, stream.page_size, [b.idstr for b in stream.blocks])
         ...     pages = sum(len(e) for e in stream if isinstance(e, vmstream.PageBatch))
     """
-    return Stream(path, page_size=page_size, strict=strict, snapshot=snapshot)
+    return Stream(
+        path,
+        page_size=page_size,
+        strict=strict,
+        snapshot=snapshot,
+        max_ram=max_ram,
+        max_layers=max_layers,
+    )

@@ -54,6 +54,7 @@ from vmstream.wire import grammar, parse
 from vmstream.wire.constants import (
     MAX_CONFIGURATION,
     MAX_DEVICE_TAIL,
+    TARGET_PAGE_BITS,
     MigCmd,
     SectionType,
 )
@@ -75,6 +76,7 @@ class Decoder:
 
     Args:
         page_size: Target page size in bytes, if the caller knows better than the stream.
+        max_ram: RAM in bytes that a block list may state; MAX_RAM if `None`.
         strict: Raise the first StreamError. Otherwise a fault becomes an `Anomaly` with the
             error, a `Gap` over what could not be read, and decoding goes on behind it.
 
@@ -83,10 +85,12 @@ class Decoder:
         strict: As given.
     """
 
-    def __init__(self, page_size: int | None = None, *, strict: bool = False) -> None:
+    def __init__(
+        self, page_size: int | None = None, *, strict: bool = False, max_ram: int | None = None
+    ) -> None:
         self.footers: bool | None = None
         self._in = Cursor()
-        self._ram = RAMReader(self._in, page_size, strict=strict)
+        self._ram = RAMReader(self._in, page_size, strict=strict, max_ram=max_ram)
         self.strict = strict
         self._live: dict[int, parse.SectionHead] = {}
         self._settled = False  # a PART or END was seen: the set-up phase is over
@@ -191,7 +195,7 @@ class Decoder:
                     ) from None
                 size *= 2
         if found.target_page_bits is not None:
-            if not 8 <= found.target_page_bits <= 24:
+            if found.target_page_bits not in TARGET_PAGE_BITS:
                 raise FormatError(
                     self._in.offset,
                     "impossible target page size",

@@ -15,12 +15,10 @@ import numpy as np
 from vmstream.errors import IntegrityError, LimitError, StreamError, TruncatedError, quoted
 from vmstream.stream.cursor import Cursor, NeedData, Steps
 from vmstream.stream.events import MappedBlock, MappedPages
+from vmstream.stream.limits import check_ram
 from vmstream.wire import parse
-from vmstream.wire.constants import MAX_RAM, MAX_RAM_BLOCKS, TARGET_PAGE_SIZES
+from vmstream.wire.constants import MAX_RAM_BLOCKS, TARGET_PAGE_SIZES
 from vmstream.wire.layout import RAM_WORD_SIZE
-
-# Bytes of one bitmap: 8 TiB of RAM.
-_MAX_BITMAP = 256 << 20
 
 # Unset pages in a row that are not read to get at what is behind them, bytes.
 _SKIPPED = 1 << 20
@@ -44,7 +42,7 @@ class Area:
 
 
 def mapped_blocks(
-    cursor: Cursor, total: int, context: str, *, ignore_shared: bool, origin: int
+    cursor: Cursor, total: int, context: str, *, ignore_shared: bool, origin: int, max_ram: int
 ) -> Generator[NeedData, None, tuple[list[Area], StreamError | None]]:
     """Look through the list of blocks; the cursor stays at the MEM_SIZE word.
 
@@ -54,6 +52,7 @@ def mapped_blocks(
         context: For errors.
         ignore_shared: The capability x-ignore-shared was on.
         origin: Offset of the stream's first byte in the file.
+        max_ram: Bytes that the list may state.
 
     Returns:
         The blocks, and what is wrong with the one behind them: an entry that contradicts another,
@@ -61,13 +60,7 @@ def mapped_blocks(
     """
     areas: list[Area] = []
     try:
-        if total > MAX_RAM:
-            raise LimitError(
-                cursor.offset,
-                f"RAM of {total:#x} bytes",
-                context=context,
-                expected=f"at most {MAX_RAM:#x}",
-            )
+        check_ram(max_ram, total, None, cursor.offset, context)
         at, left = cursor.offset + RAM_WORD_SIZE, total
         while left:
             if len(areas) >= MAX_RAM_BLOCKS:
@@ -86,6 +79,9 @@ def mapped_blocks(
                 raise IntegrityError(at, "mapped-ram blocks of several page sizes", context=context)
             area = Area(entry, at, entry.bitmap_offset - origin, entry.pages_offset - origin)
             _check(area, at + size, left, context)
+            if not areas:
+                # All have pages of one size.
+                check_ram(max_ram, total, entry.page_size, at, context)
             areas.append(area)
             left -= entry.block.used_length
             at = area.pages + entry.block.used_length
@@ -112,8 +108,6 @@ def _check(area: Area, behind: int, left: int, context: str) -> None:
             expected="the entry, the bitmap, then the pages, as long as the total",
             found=what,
         )
-    if _bitmap_size(entry) > _MAX_BITMAP:
-        raise LimitError(area.offset, f"a bitmap of {_bitmap_size(entry)} bytes", context=context)
 
 
 # Whole words of 64 bits. QEMU v10.1.0 migration/ram.c mapped_ram_setup_ramblock().

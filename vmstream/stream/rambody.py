@@ -20,6 +20,7 @@ from vmstream.stream.events import (
     VMDescription,
     fault,
 )
+from vmstream.stream.limits import check_ram
 from vmstream.stream.mapped import mapped_blocks, mapped_pages
 from vmstream.stream.probe import next_record, probe_page_size
 from vmstream.stream.scanner import BadRecord, RAMState, scan_records
@@ -52,6 +53,7 @@ class RAMReader:
         cursor: Where decoding stands. Moved.
         page_size: Target page size in bytes, if the caller knows it.
         strict: Raise the first fault.
+        max_ram: RAM in bytes that a block list may state; MAX_RAM if `None`.
 
     Attributes:
         capabilities: Of the configuration section; they say how the block list reads.
@@ -60,12 +62,15 @@ class RAMReader:
         origin: Offset of the stream's first byte in the file that mapped-ram offsets are of.
     """
 
-    def __init__(self, cursor: Cursor, page_size: int | None, *, strict: bool) -> None:
+    def __init__(
+        self, cursor: Cursor, page_size: int | None, *, strict: bool, max_ram: int | None = None
+    ) -> None:
         self.capabilities: tuple[bytes, ...] = ()
         self.page_size = page_size
         self.page_size_source: str | None = "argument" if page_size else None
         self._in = cursor
         self._strict = strict
+        self._max_ram = MAX_RAM if max_ram is None else max_ram
         self._assumed = False  # RAM was read with the default page size, nothing told it
         self._probed = 0  # up to here the page size was looked for
         self._state: RAMState | None = None
@@ -88,6 +93,9 @@ class RAMReader:
         stated = event.layout.page_size if event.layout else None
         if stated is None:
             return
+        if self._state is not None:
+            total = int(self._state.used_length.sum())
+            check_ram(self._max_ram, total, stated, event.offset, "vmdescription")
         if not self._assumed or stated == DEFAULT_PAGE_SIZE:
             self.decide_page_size(stated, "vmdescription")
         used = self.page_size or DEFAULT_PAGE_SIZE
@@ -205,20 +213,25 @@ class RAMReader:
             blocks = tuple(
                 RAMBlock(e.idstr, e.used_length, e.host_page_size, e.gpa) for e in entries
             )
-        if sum(b.used_length for b in blocks) > MAX_RAM:
-            raise LimitError(
-                self._in.offset,
-                f"RAM of {total:#x} bytes",
-                context=context,
-                expected=f"at most {MAX_RAM:#x}",
-            )
+        check_ram(
+            self._max_ram,
+            sum(b.used_length for b in blocks),
+            self.page_size,
+            self._in.offset,
+            context,
+        )
         self._state = RAMState(blocks, flat=head.version_id == 3, context=context)
         yield RAMBlockList(*self._in.take(RAM_WORD_SIZE + used), total, blocks)
 
     def _mapped_ram(self, total: int, context: str) -> Steps:
         shared = CAP_IGNORE_SHARED in self.capabilities
         entries, error = yield from mapped_blocks(
-            self._in, total, context, ignore_shared=shared, origin=self.origin
+            self._in,
+            total,
+            context,
+            ignore_shared=shared,
+            origin=self.origin,
+            max_ram=self._max_ram,
         )
         if error is not None and (self._strict or not entries):
             raise error
@@ -276,4 +289,7 @@ class RAMReader:
                 advice=f"read the stream with --page-size {found}",
             )
         else:
+            check_ram(
+                self._max_ram, int(ram.used_length.sum()), found, self._in.offset, ram.context
+            )
             self.decide_page_size(found, "probe")
