@@ -32,7 +32,8 @@ _PACKED: dict[str, re.Pattern[bytes]] = {
     "xz": re.compile(rb"\xfd7zXZ\x00"),
     # Its frames may stand behind skippable ones, as those of pzstd do.
     "zstd": re.compile(rb"\x28\xb5\x2f\xfd|[\x50-\x5f]\x2a\x4d\x18"),
-    "lz4": re.compile(rb"\x04\x22\x4d\x18"),
+    # Frames, and the legacy format of 'lz4 -l'.
+    "lz4": re.compile(rb"\x04\x22\x4d\x18|\x02\x21\x4c\x18"),
     "lzop": re.compile(rb"\x89LZO\x00\r\n\x1a\n"),
 }
 

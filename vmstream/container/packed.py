@@ -27,11 +27,14 @@ class PackedInput:
     Attributes:
         offset: Of the next byte, absolute in the bytes of the layer.
         kind: What the data is, for messages.
+        unmarked: Set by a format without an end mark, where it ends with the input: what its last
+            bytes tell of whether they are the last.
     """
 
     def __init__(self, source: Source, kind: str, start: int = 0) -> None:
         self.offset = start
         self.kind = kind
+        self.unmarked = ""
         self._source = source
         self._view = memoryview(b"")
         self._base = start
@@ -210,14 +213,17 @@ def _members(
     given = 0
     packed = container.packed or (lambda: data.offset)
     while True:
+        data.unmarked = ""
         for piece in codec(data):
             given += len(piece)
             container.check_expansion(given, packed(), data.offset, f"{data.kind} layer")
             yield piece
         if not data.skip_zeros():
+            _note_unmarked(data, container)
             return
         if not more(data.peek(16)):
             break
+    _note_unmarked(data, container)
     begin = data.offset
     data.drain()
     container.note(
@@ -229,3 +235,16 @@ def _members(
             f"the {data.kind} data",
         )
     )
+
+
+def _note_unmarked(data: PackedInput, container: Container) -> None:
+    if data.unmarked:
+        container.note(
+            Finding(
+                "info",
+                "no-end-mark",
+                data.offset,
+                f"offset {data.offset:#x}, {data.kind} layer: the format has no end mark, so a "
+                f"file that was cut between two blocks looks whole; {data.unmarked}",
+            )
+        )

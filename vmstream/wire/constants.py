@@ -21,6 +21,7 @@ FOREIGN_MAGICS: dict[bytes, tuple[str, str]] = {
     b"\xfd7zXZ\x00": ("xz data", _OPENED),
     b"BZh": ("bzip2 data", _OPENED),
     b"\x04\x22\x4d\x18": ("lz4 data", _OPENED),
+    b"\x02\x21\x4c\x18": ("lz4 data", _OPENED),
     b"\x89LZO": ("lzop data", _OPENED),
     b"\x11\x22\x33\x44": ("a multifd channel", "multifd is not read by this version"),
 }
