@@ -12,7 +12,7 @@ import zlib
 import pytest
 import zstandard
 
-from tests.containers import MISSING, PACK
+from tests.containers import LZ4_BLOCK as BLOCK, MISSING, PACK, lz4_legacy
 from tests.decoding import BytesSource, CutSource
 from vmstream.container import codecs
 from vmstream.container.codecs import MAX_ZSTD_WINDOW, optional_package
@@ -259,18 +259,6 @@ def test_a_package_that_is_not_installed(monkeypatch: pytest.MonkeyPatch) -> Non
 # Made by `printf 'vmstream legacy lz4 vmstream legacy lz4\n' | lz4 -l` of lz4 1.9.4, in hex.
 BY_THE_TOOL = "02214c181e000000fb05766d73747265616d206c6567616379206c7a3420140050206c7a340a"
 LEGACY = b"\x02\x21\x4c\x18"
-BLOCK = 8 << 20
-
-
-def legacy(data: bytes, block: int = BLOCK) -> bytes:
-    """One member as `lz4 -l` writes it, built here: full blocks but for the last."""
-    import lz4.block
-
-    out = LEGACY
-    for at in range(0, len(data), block):
-        packed = lz4.block.compress(data[at : at + block], store_size=False)
-        out += struct.pack("<I", len(packed)) + packed
-    return out
 
 
 def test_lz4_legacy_by_the_tool() -> None:
@@ -278,7 +266,7 @@ def test_lz4_legacy_by_the_tool() -> None:
     assert kind_of(memoryview(data)) == "lz4"
     out, error, container = unpack(data, "lz4")
     assert (out, error) == (b"vmstream legacy lz4 vmstream legacy lz4\n", None)
-    assert legacy(out) == data
+    assert lz4_legacy(out) == data
     (finding,) = container.take_findings()
     assert (finding.severity, finding.code, finding.offset) == ("info", "no-end-mark", len(data))
     assert "a short one" in finding.message
@@ -287,7 +275,7 @@ def test_lz4_legacy_by_the_tool() -> None:
 @pytest.mark.parametrize("size", [0, 1, BLOCK - 1, BLOCK, BLOCK + 1, 2 * BLOCK + 12345])
 def test_lz4_legacy(size: int) -> None:
     content = (MIXED * (size // len(MIXED) + 1))[:size]
-    data = legacy(content)
+    data = lz4_legacy(content)
     for cut in (False, True):
         out, error, container = unpack(data, "lz4", cut)
         assert (error, len(out)) == (None, size)
@@ -298,7 +286,7 @@ def test_lz4_legacy(size: int) -> None:
 
 def test_lz4_legacy_cut_anywhere() -> None:
     """Between two blocks a cut cannot be told, and that is said."""
-    data = legacy(TEXT + NOISE, 1000)
+    data = lz4_legacy(TEXT + NOISE, 1000)
     between, at = {len(LEGACY)}, len(LEGACY)
     while at < len(data):
         at += 4 + int.from_bytes(data[at : at + 4], "little")
@@ -317,7 +305,13 @@ def test_lz4_legacy_cut_anywhere() -> None:
 
 
 def test_lz4_legacy_among_frames() -> None:
-    parts = [legacy(TEXT), PACK["lz4"](NOISE), legacy(b""), legacy(MIXED), PACK["lz4"](TEXT)]
+    parts = [
+        lz4_legacy(TEXT),
+        PACK["lz4"](NOISE),
+        lz4_legacy(b""),
+        lz4_legacy(MIXED),
+        PACK["lz4"](TEXT),
+    ]
     out, error, container = unpack(b"".join(parts), "lz4")
     assert (out, error) == (TEXT + NOISE + MIXED + TEXT, None)
     assert container.take_findings() == []
@@ -328,7 +322,7 @@ def test_lz4_legacy_among_frames() -> None:
 
 def test_lz4_legacy_damage() -> None:
     content = TEXT + NOISE
-    data = legacy(content)
+    data = lz4_legacy(content)
     for at in range(len(data)):
         damaged = bytearray(data)
         damaged[at] ^= 1 << at % 8
@@ -341,6 +335,6 @@ def test_lz4_legacy_damage() -> None:
 
 
 def test_a_lz4_legacy_bomb_comes_in_pieces() -> None:
-    data = legacy(bytes(64 << 20))
+    data = lz4_legacy(bytes(64 << 20))
     pieces = [len(p) for p in codecs.lz4(PackedInput(BytesSource(data), "lz4"))]
     assert (sum(pieces), max(pieces)) == (64 << 20, MOST)

@@ -21,7 +21,7 @@ from vmstream.stream.events import (
     fault,
 )
 from vmstream.stream.limits import check_ram
-from vmstream.stream.mapped import mapped_blocks, mapped_pages
+from vmstream.stream.mapped import bitmap_order, mapped_blocks, mapped_pages
 from vmstream.stream.probe import next_record, probe_page_size
 from vmstream.stream.scanner import BadRecord, RAMState, scan_records
 from vmstream.stream.tail import describe
@@ -235,6 +235,7 @@ class RAMReader:
         )
         if error is not None and (self._strict or not entries):
             raise error
+        order, finding = yield from bitmap_order(self._in, entries)
         found = (e.entry.block for e in entries)
         blocks = tuple(RAMBlock(b.idstr, b.used_length, None, b.gpa) for b in found)
         self._state = RAMState(blocks, context=context)
@@ -242,8 +243,10 @@ class RAMReader:
         for size in {e.entry.page_size for e in entries}:
             self.decide_page_size(size, "mapped-ram")
         yield RAMBlockList(*self._in.take(RAM_WORD_SIZE), total, blocks)
+        if finding is not None:
+            yield finding
         for index, entry in enumerate(entries):
-            yield from mapped_pages(self._in, index, entry, context)
+            yield from mapped_pages(self._in, index, entry, order, context)
         if error is not None:
             raise error
 
