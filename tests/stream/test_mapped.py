@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import io
 import random
 import struct
 from collections.abc import Sequence
@@ -12,7 +13,7 @@ import pytest
 from hypothesis import given, settings, strategies as st
 
 from tests import streamwriter as sw
-from tests.decoding import BytesSource, CutSource, Decoded, assert_tiles, decode
+from tests.decoding import BytesSource, CutSource, Decoded, assert_tiles, decode, owned
 from tests.streamwriter import StreamWriter
 from tests.truth import open_fixture
 from vmstream.errors import (
@@ -21,12 +22,14 @@ from vmstream.errors import (
     LimitError,
     StreamError,
     TruncatedError,
+    UnsupportedError,
 )
 from vmstream.guest.memory import Placement, RAMImage
 from vmstream.ops.pipeline import events
 from vmstream.stream import mapped as mapped_module
-from vmstream.stream.decoder import Decoder
-from vmstream.stream.events import Anomaly, MappedBlock, MappedPages, RAMBlockList
+from vmstream.stream.decoder import NEED_DATA, Decoder
+from vmstream.stream.events import Anomaly, Event, Gap, MappedBlock, MappedPages, RAMBlockList
+from vmstream.transport.source import PipeSource
 
 PAGE = 4096
 
@@ -411,3 +414,47 @@ def test_long_bitmaps_are_unpacked_in_pieces(monkeypatch: pytest.MonkeyPatch) ->
         assert_tiles(found.events, len(data))
         assert max(len(e.present) for e in found.of(MappedPages)) <= 128
         assert image_of(data) == [truth(b) for b in SIMPLE]
+
+
+# -- what cannot be sought in ---------------------------------------------------------------------
+
+
+def piped(data: bytes) -> list[Event]:
+    class Raw(io.BytesIO):
+        def fileno(self) -> int:
+            raise io.UnsupportedOperation
+
+    source = PipeSource(Raw(data), "pipe")  # type: ignore[arg-type]
+    return [owned(e) for e in events(source, Decoder())]
+
+
+def test_a_pipe() -> None:
+    """What stands in front of the first page area, and then the reason."""
+    data = mapped(SIMPLE)
+    found = piped(data)
+    assert_tiles(found, len(data))
+    (listed,) = [e for e in found if isinstance(e, RAMBlockList)]
+    assert [(b.idstr, b.used_length) for b in listed.blocks] == [(b"mem", 70 * PAGE)]
+    assert listed.total == sum(b.pages for b in SIMPLE) * PAGE
+    (error,) = [e.error for e in found if isinstance(e, Anomaly)]
+    assert isinstance(error, UnsupportedError)
+    assert "--spool DIR" in str(error)
+    assert isinstance(found[-1], Gap)
+
+
+def test_a_pipe_that_is_cut_anywhere_in_front() -> None:
+    data = mapped(SIMPLE)
+    for stop in range(8, SIMPLE[0].area + 100):
+        found = piped(data[:stop])
+        assert_tiles(found, stop)
+        assert len([e for e in found if isinstance(e, Anomaly)]) == 1
+
+
+def test_a_strict_decoder_refuses_a_pipe() -> None:
+    decoder = Decoder(strict=True)
+    decoder.seekable = False
+    data = mapped(SIMPLE)
+    with pytest.raises(UnsupportedError, match="takes an input to seek in"):
+        while (event := decoder.next_event()) is not None:
+            if event is NEED_DATA:
+                decoder.supply(memoryview(data), 0, True)

@@ -11,7 +11,7 @@ from collections.abc import Callable
 from typing import Self
 
 from vmstream.container.layers import Container, Layer
-from vmstream.container.libvirt import note_format, open_save_image
+from vmstream.container.libvirt import check_start, note_format, open_save_image
 from vmstream.errors import LimitError, OutputError
 from vmstream.transport.source import DigestSource, OpenSource, PipeSource, Source, spooled
 from vmstream.wire.constants import MAX_UNPACKED, QCOW2_MAGIC
@@ -139,11 +139,13 @@ class OpenStream:
         container = self.container
         while True:
             # One byte more asked for would be the fault of a layer that ends here.
-            kind = kind_of(self.source.window(0, 1)[0][:_HEAD])
+            head = self.source.window(0, 1)[0][:_HEAD]
+            kind = kind_of(head)
             image = container.layers[-1].image if container.layers else None
             if image is not None:
                 if image_only:
                     return
+                check_start(image, bytes(head))
                 note_format(container, image, kind or "raw")
             if kind is None:
                 return

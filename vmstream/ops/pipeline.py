@@ -43,6 +43,7 @@ def events(
     """
     yield from noted(container)
     decoder.origin = source.origin
+    decoder.seekable = source.seekable
     while (event := decoder.next_event()) is not None:
         if event is NEED_DATA:
             if progress is not None:

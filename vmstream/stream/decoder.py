@@ -107,6 +107,15 @@ class Decoder:
         self._ram.origin = offset
 
     @property
+    def seekable(self) -> bool:
+        """Windows can be had in any order, which mapped-ram takes."""
+        return self._ram.seekable
+
+    @seekable.setter
+    def seekable(self, value: bool) -> None:
+        self._ram.seekable = value
+
+    @property
     def offset(self) -> int:
         """Absolute offset of the first byte not yet covered by an event."""
         return self._in.offset

@@ -13,7 +13,14 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from vmstream.errors import IntegrityError, LimitError, StreamError, TruncatedError, quoted
+from vmstream.errors import (
+    IntegrityError,
+    LimitError,
+    StreamError,
+    TruncatedError,
+    UnsupportedError,
+    quoted,
+)
 from vmstream.stream.cursor import Cursor, NeedData, Steps
 from vmstream.stream.events import Anomaly, MappedBlock, MappedPages
 from vmstream.stream.limits import check_ram
@@ -61,7 +68,14 @@ class Area:
 
 
 def mapped_blocks(
-    cursor: Cursor, total: int, context: str, *, ignore_shared: bool, origin: int, max_ram: int
+    cursor: Cursor,
+    total: int,
+    context: str,
+    *,
+    ignore_shared: bool,
+    origin: int,
+    max_ram: int,
+    seekable: bool,
 ) -> Generator[NeedData, None, tuple[list[Area], StreamError | None]]:
     """Look through the list of blocks; the cursor stays at the MEM_SIZE word.
 
@@ -72,6 +86,7 @@ def mapped_blocks(
         ignore_shared: The capability x-ignore-shared was on.
         origin: Offset of the stream's first byte in the file.
         max_ram: Bytes that the list may state.
+        seekable: The input is one to seek in. Otherwise the first block is all that can be had.
 
     Returns:
         The blocks, and what is wrong with the one behind them: an entry that contradicts another,
@@ -84,7 +99,11 @@ def mapped_blocks(
         while left:
             if len(areas) >= MAX_RAM_BLOCKS:
                 raise LimitError(at, f"over {MAX_RAM_BLOCKS} RAM blocks", context=context)
-            data = yield from cursor.peek(at, parse.LONGEST_MAPPED_ENTRY)
+            if seekable:
+                data = yield from cursor.peek(at, parse.LONGEST_MAPPED_ENTRY)
+            else:
+                yield from cursor.want(RAM_WORD_SIZE + parse.LONGEST_MAPPED_ENTRY)
+                data = bytes(cursor.rest()[RAM_WORD_SIZE:][: parse.LONGEST_MAPPED_ENTRY])
             try:
                 entry, size = parse.mapped_ram_block(data, at, ignore_shared=ignore_shared)
             except parse.Short:
@@ -102,6 +121,13 @@ def mapped_blocks(
                 # All have pages of one size.
                 check_ram(max_ram, total, entry.page_size, at, context)
             areas.append(area)
+            if not seekable:
+                raise UnsupportedError(
+                    at + size,
+                    "mapped-ram takes an input to seek in, and this is a pipe or compressed",
+                    context=context,
+                    advice="save it to a file first, unpacked, or give --spool DIR for a pipe",
+                )
             left -= entry.block.used_length
             at = area.pages + entry.block.used_length
     except StreamError as error:

@@ -60,6 +60,7 @@ class RAMReader:
         page_size: Target page size, bytes; `None` until it is decided.
         page_size_source: Who decided.
         origin: Offset of the stream's first byte in the file that mapped-ram offsets are of.
+        seekable: Windows can be had in any order.
     """
 
     def __init__(
@@ -75,6 +76,7 @@ class RAMReader:
         self._probed = 0  # up to here the page size was looked for
         self._state: RAMState | None = None
         self.origin = 0
+        self.seekable = True
         self._mapped = False
 
     def decide_page_size(self, size: int, source: str) -> None:
@@ -232,10 +234,13 @@ class RAMReader:
             ignore_shared=shared,
             origin=self.origin,
             max_ram=self._max_ram,
+            seekable=self.seekable,
         )
         if error is not None and (self._strict or not entries):
             raise error
-        order, finding = yield from bitmap_order(self._in, entries)
+        order, finding = 1, None
+        if self.seekable:
+            order, finding = yield from bitmap_order(self._in, entries)
         found = (e.entry.block for e in entries)
         blocks = tuple(RAMBlock(b.idstr, b.used_length, None, b.gpa) for b in found)
         self._state = RAMState(blocks, context=context)
@@ -243,6 +248,8 @@ class RAMReader:
         for size in {e.entry.page_size for e in entries}:
             self.decide_page_size(size, "mapped-ram")
         yield RAMBlockList(*self._in.take(RAM_WORD_SIZE), total, blocks)
+        if error is not None and not self.seekable:
+            raise error
         if finding is not None:
             yield finding
         for index, entry in enumerate(entries):

@@ -300,7 +300,7 @@ class PipeSource:
     def window(self, offset: int, need: int) -> Window:
         """Keep what is left from `offset` on and fill the buffer behind it."""
         kept = self._filled - (offset - self._base)
-        if kept < 0:
+        if not 0 <= kept <= self._filled:
             raise UnsupportedError(
                 offset,
                 "this stream takes an input to seek in, and this is a pipe",
