@@ -62,3 +62,10 @@ def test_take_moves() -> None:
     assert (cursor.offset, cursor.place, cursor.left()) == (14, 4, 16)
     assert bytes(cursor.rest()) == DATA[14:30]
     assert cursor.ends("x").offset == 30
+
+
+def test_lost_bytes_are_left_out() -> None:
+    cursor = at(10, 30)
+    cursor.lost = 40
+    assert cursor.skip_lost() == (10, 40)
+    assert (cursor.offset, cursor.left(), cursor.at_end, cursor.lost) == (40, 0, False, None)

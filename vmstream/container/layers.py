@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
-from vmstream.errors import LimitError
+from vmstream.errors import LimitError, StreamError
 from vmstream.transport.source import DigestSource, Source, Window
 from vmstream.wire.constants import MAX_EXPANSION, MAX_UNPACKED
 from vmstream.wire.parse import Qcow2Snapshot, SaveHeader
@@ -138,7 +138,12 @@ class ShiftedSource:
 
     def window(self, offset: int, need: int) -> Window:
         """Pass a window on, without what is in front."""
-        view, base, at_end = self.inner.window(self.start + offset, need)
+        try:
+            view, base, at_end = self.inner.window(self.start + offset, need)
+        except StreamError as error:
+            if error.behind is not None:
+                error.behind -= self.start
+            raise
         cut = min(max(0, self.start - base), len(view))
         return view[cut:], base + cut - self.start, at_end
 

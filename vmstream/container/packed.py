@@ -120,6 +120,8 @@ class _Unpacked(io.RawIOBase):
             except StopIteration:
                 return 0
             except StreamError as error:
+                # Behind it in packed data is no place in what that unpacks to.
+                error.behind = None
                 self.fault = error
                 return 0
         size = min(len(buffer), len(self._chunk))

@@ -281,7 +281,8 @@ class VMStateSource:
 
         Raises:
             StreamError: A fault of the image inside the first `need` bytes; its offset is one in
-                the image.
+                the image, and behind `behind` there is more to read. With a `need` of 0 there is
+                none: the window ends at the fault.
         """
         size = self.snapshot.vm_state_size
         if offset >= size:
@@ -298,8 +299,9 @@ class VMStateSource:
             for run in self._runs(offset, offset + length):
                 self._read(run, offset + done, self._buffer[done : done + run[1]])
                 done += run[1]
-        except StreamError:
+        except StreamError as error:
             if done < need:
+                error.behind = self._behind(offset + done)
                 raise
         return self._buffer[:done].toreadonly(), offset, offset + done == size
 
@@ -310,13 +312,38 @@ class VMStateSource:
     # A window of the file itself, which can be mapped, where clusters follow each other for long.
     def _straight(self, offset: int, need: int) -> memoryview | None:
         most = min(self.snapshot.vm_state_size - offset, max(need, 2 * MAPPED_WINDOW))
-        host, length, entry = next(self._runs(offset, offset + most))
+        try:
+            host, length, entry = next(self._runs(offset, offset + most))
+        except StreamError:
+            return None
         if host is None or entry or length < max(need, READ_WINDOW):
             return None
         view, base, _ = self._file.window(host, need)
         view = view[host - base :][:length]
         # Fewer if the file has become shorter.
         return view if len(view) >= need else None
+
+    # Where reading can go on behind a fault at `offset`: at the next cluster that the tables have.
+    def _behind(self, offset: int) -> int:
+        size = self.snapshot.vm_state_size
+        while True:
+            # Without its table nothing is known of what an L1 entry covers.
+            step = self._cluster if self._has_table(offset // self._reach) else self._reach
+            offset = (offset // step + 1) * step
+            if offset >= size:
+                return size
+            try:
+                next(self._runs(offset, size))
+            except StreamError:
+                continue
+            return offset
+
+    def _has_table(self, index: int) -> bool:
+        try:
+            self._table(index)
+        except StreamError:
+            return False
+        return True
 
     # The L1 entries of the VM state.
     def _read_l1(self) -> array[int]:

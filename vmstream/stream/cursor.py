@@ -35,9 +35,11 @@ class Cursor:
         view: The window, borrowed.
         base: Absolute offset of its first byte.
         at_end: The input ends with the window.
+        lost: The window ends at bytes that cannot be had; the offset behind them.
     """
 
     def __init__(self) -> None:
+        self.lost: int | None = None
         self.offset = 0
         self.need = 1
         self.view = memoryview(b"")
@@ -86,11 +88,21 @@ class Cursor:
         data = bytes(self.rest()[:size])
         self.offset = here
         self._forget()
+        # What is lost further on is not lost here.
+        self.lost = None
         return data
 
     # The window may be somewhere else.
     def _forget(self) -> None:
         self.view, self.base, self.at_end = memoryview(b""), self.offset, False
+
+    def skip_lost(self) -> tuple[int, int]:
+        """Move behind the bytes that cannot be had; return the range that was left out."""
+        begin = self.offset
+        self.offset = max(begin, self.lost or 0)
+        self.lost = None
+        self._forget()
+        return begin, self.offset
 
     def take(self, size: int) -> tuple[int, int]:
         """Move behind the next `size` bytes; return their range, for an event."""

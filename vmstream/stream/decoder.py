@@ -135,17 +135,20 @@ class Decoder:
         """Who decided: 'argument', 'target-page-bits', 'probe', 'default', 'vmdescription'."""
         return self._ram.page_size_source
 
-    def supply(self, view: memoryview, offset: int, at_end: bool) -> None:
+    def supply(self, view: memoryview, offset: int, at_end: bool, lost: int | None = None) -> None:
         """Give the window to decode from.
 
         Args:
             view: The bytes; borrowed until the next call.
             offset: Absolute offset of the first, at most `self.offset`.
             at_end: The input ends with this window.
+            lost: It does not, but the bytes from there up to this offset cannot be had, which the
+                caller has told already. What can be picked up behind them is.
         """
         self._in.view = view
         self._in.base = offset
         self._in.at_end = at_end
+        self._in.lost = lost
 
     def next_event(self) -> Event | NeedData | None:
         """Return the next event, NEED_DATA, or `None` behind the last event.
@@ -158,15 +161,54 @@ class Decoder:
     # ---- the stream --------------------------------------------------------------------
 
     def _stream(self) -> Steps:
+        yield from self._guarded(self._head_and_items())
+        while True:
+            if self._in.lost is None:
+                self._ram.assume_page_size()
+                yield from self._drain("incomplete, or not readable")
+                if self._in.lost is None:
+                    return
+                self._live.clear()  # the place was lost before, and not by this
+            yield Gap(*self._in.skip_lost(), "not readable where it is stored")
+            if self._live and self.footers:
+                yield from self._guarded(self._from_a_footer())
+
+    def _head_and_items(self) -> Steps:
+        yield from self._head()
+        yield from self._items()
+
+    # A fault ends the steps. Where bytes are lost that was told, and the input does not end.
+    def _guarded(self, steps: Steps) -> Steps:
         try:
-            yield from self._head()
-            yield from self._items()
+            yield from steps
         except StreamError as error:
             if self.strict:
                 raise
-            yield fault(error)
-        self._ram.assume_page_size()
-        yield from self._drain("incomplete, or not readable")
+            if self._in.lost is None or not isinstance(error, TruncatedError):
+                yield fault(error)
+
+    # Go on behind the first footer of an iterable section that an item follows.
+    def _from_a_footer(self) -> Steps:
+        begin = self._in.offset
+        while True:
+            at_end, view = self._in.at_end, self._in.rest()
+            found = []
+            for live in self._live.values():
+                place, here = find_footer(view, 0, live.section_id, live=True, at_end=at_end)
+                found.append((place, not here, live.section_id))
+            size, missed, section_id = min(found)
+            self._in.take(size)
+            if not missed:
+                break
+            if (yield from self._is_all(at_end)):
+                self._in.take(self._in.left())
+                break
+        if self._in.offset > begin:
+            yield Gap(begin, self._in.offset, "not readable, up to the next footer")
+        if not missed:
+            self._ram.lose_block()
+            yield from self._footer(self._live[section_id])
+            yield from self._items()
 
     # Cover whatever is left with gaps, a window at a time.
     def _drain(self, reason: str) -> Steps:
@@ -402,6 +444,7 @@ class Decoder:
             yield from self._footer(head)
 
     def _device_tail(self) -> Steps:
+        self._live.clear()  # all of them have ended
         held = bytearray()
         zeros = 0
         base = self._in.offset

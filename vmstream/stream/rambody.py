@@ -75,6 +75,7 @@ class RAMReader:
         self._assumed = False  # RAM was read with the default page size, nothing told it
         self._probed = 0  # up to here the page size was looked for
         self._state: RAMState | None = None
+        self._block_lost = False  # the record that named the current block may be lost
         self.origin = 0
         self.seekable = True
         self._mapped = False
@@ -141,6 +142,9 @@ class RAMReader:
             undecided = self.page_size is None and self._in.left() >= RAM_WORD_SIZE
             if undecided and self._in.offset >= self._probed:
                 yield from self._probe(ram)
+            if self._block_lost:
+                self._find_block(ram)
+                self._block_lost = ram.current < 0
             view = self._in.view
             if self.page_size is not None:
                 ram.page_size = self.page_size
@@ -170,6 +174,23 @@ class RAMReader:
                 self._probed = self._in.offset  # the record may go on behind it
             elif (yield from self._control(context, pos)):
                 return
+
+    def lose_block(self) -> None:
+        """Forget which block CONTINUE means: a record with another name may be lost."""
+        if self._state is not None and not self._state.flat and len(self._state.blocks) > 1:
+            self._state.current = -1
+            self._block_lost = True
+
+    # Behind lost bytes: an address that is in one block alone tells which block CONTINUE means.
+    def _find_block(self, ram: RAMState) -> None:
+        if self._in.left() < RAM_WORD_SIZE:
+            return
+        (word,) = _read_word(self._in.view, self._in.place)
+        addr, flags = split_head(word, self.page_size or DEFAULT_PAGE_SIZE)
+        if flags & PAGE_KINDS and flags & RAMSaveFlag.CONTINUE:
+            within = [i for i, b in enumerate(ram.blocks) if addr < b.used_length]
+            if len(within) == 1:
+                ram.current = within[0]
 
     # A RAM word that is no page record; true behind EOS.
     def _control(self, context: str, pos: int) -> Generator[Event | NeedData, None, bool]:
