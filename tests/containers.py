@@ -27,6 +27,7 @@ XML = b"<domain type='qemu'>\n  <name>guest</name>\n</domain>\n"
 COOKIE = b"<cookie>\n</cookie>\n"
 FORMATS = {"raw": 0, "gzip": 1, "bzip2": 2, "xz": 3, "lzop": 4, "zstd": 5, "sparse": 6}
 
+LZ4_BLOCK = 8 << 20
 LZOP_MAGIC = b"\x89LZO\x00\r\n\x1a\n"
 
 
@@ -99,6 +100,17 @@ def lz4_frame(data: bytes) -> bytes:
 
     packed: bytes = lz4.frame.compress(data, content_checksum=True)
     return packed
+
+
+def lz4_legacy(data: bytes, block: int = LZ4_BLOCK) -> bytes:
+    """One member as `lz4 -l` writes it, built here: full blocks but for the last."""
+    import lz4.block
+
+    out = b"\x02\x21\x4c\x18"
+    for at in range(0, len(data), block):
+        packed = lz4.block.compress(data[at : at + block], store_size=False)
+        out += struct.pack("<I", len(packed)) + packed
+    return out
 
 
 PACK: dict[str, Callable[[bytes], bytes]] = {

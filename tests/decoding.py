@@ -117,6 +117,7 @@ def decode(
     *,
     strict: bool = False,
     page_size: int | None = None,
+    max_ram: int | None = None,
     restless: bool = False,
 ) -> Decoded:
     """Decode a whole input.
@@ -126,7 +127,7 @@ def decode(
     """
     data = bytes(data)
     source = BytesSource(data) if source is None else source
-    decoder = Decoder(page_size, strict=strict)
+    decoder = Decoder(page_size, strict=strict, max_ram=max_ram)
     found = Decoded([], None, decoder)
     moved = bytearray()
     end, at_end = 0, False

@@ -49,9 +49,14 @@ class StreamError(VmstreamError):
         expected: What would have been right.
         found: What is there.
         advice: What the user can do next.
+
+    Attributes:
+        behind: Of a fault in what holds the stream: offset in the stream from where on it can be
+            read again.
     """
 
     exit_code = 3
+    behind: int | None = None
 
     def __init__(
         self,

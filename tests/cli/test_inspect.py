@@ -174,3 +174,13 @@ def test_a_wrong_page_size(tmp_path: Path) -> None:
         assert run.status == 3
         assert "page" in run.err
         assert "Traceback" not in run.err
+
+
+def test_mapped_ram_from_a_pipe() -> None:
+    """What was read, and what to do; from a file there is more."""
+    run = vmstream("inspect", "-", stdin=open_fixture("mapped-10.0-pc"))
+    assert run.status == 4
+    assert "machine      pc-i440fx-10.0" in run.out
+    assert "capabilities mapped-ram" in run.out
+    assert re.search(r"^  mem +0x1000000 ", run.out, re.MULTILINE)
+    assert "give --spool DIR" in run.err

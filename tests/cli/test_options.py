@@ -148,3 +148,23 @@ def test_a_file_name_that_is_no_text(tmp_path: Path) -> None:
     run = vmstream("extract-ram", path, "-o", tmp_path / "out\udcff", "--manifest", tmp_path / "m")
     assert (run.status, run.err) == (0, "")
     assert (tmp_path / "out\udcff").exists()
+
+
+@pytest.mark.parametrize("command", ["inspect", "records", "extract-ram"])
+@pytest.mark.parametrize("bad", [["--max-ram", "lots"], ["--max-layers", "0"]])
+def test_bad_limits_are_usage(command: str, bad: list[str], tmp_path: Path) -> None:
+    more = ["-o", tmp_path / "x"] if command == "extract-ram" else []
+    run = vmstream(command, fixture_file("plain-7.2-pc", tmp_path), *more, *bad)
+    assert run.status == 2
+    assert bad[0] in run.err
+
+
+@pytest.mark.parametrize("command", ["inspect", "records", "extract-ram"])
+def test_limits_reach_the_decoder(command: str, tmp_path: Path) -> None:
+    """16 MiB of RAM and some ROM: 16 MiB are not enough, 32 are."""
+    path = fixture_file("plain-7.2-pc", tmp_path)
+    more = ["-o", tmp_path / "x", "--force"] if command == "extract-ram" else []
+    assert vmstream(command, path, *more, "--max-ram", "32M").status == 0
+    run = vmstream(command, path, *more, "--max-ram", "16M")
+    assert run.status == 5
+    assert "--max-ram 17M allows it" in run.err

@@ -12,7 +12,7 @@ import zlib
 import pytest
 import zstandard
 
-from tests.containers import MISSING, PACK
+from tests.containers import LZ4_BLOCK as BLOCK, MISSING, PACK, lz4_legacy
 from tests.decoding import BytesSource, CutSource
 from vmstream.container import codecs
 from vmstream.container.codecs import MAX_ZSTD_WINDOW, optional_package
@@ -252,3 +252,89 @@ def test_a_package_that_is_not_installed(monkeypatch: pytest.MonkeyPatch) -> Non
         optional_package("lz4.frame", "lz4", "lz4")
     _, error, _ = unpack(b"\x04\x22\x4d\x18" + bytes(100), "lz4")
     assert isinstance(error, UnsupportedError)
+
+
+# -- lz4 -l ---------------------------------------------------------------------------------------
+
+# Made by `printf 'vmstream legacy lz4 vmstream legacy lz4\n' | lz4 -l` of lz4 1.9.4, in hex.
+BY_THE_TOOL = "02214c181e000000fb05766d73747265616d206c6567616379206c7a3420140050206c7a340a"
+LEGACY = b"\x02\x21\x4c\x18"
+
+
+def test_lz4_legacy_by_the_tool() -> None:
+    data = bytes.fromhex(BY_THE_TOOL)
+    assert kind_of(memoryview(data)) == "lz4"
+    out, error, container = unpack(data, "lz4")
+    assert (out, error) == (b"vmstream legacy lz4 vmstream legacy lz4\n", None)
+    assert lz4_legacy(out) == data
+    (finding,) = container.take_findings()
+    assert (finding.severity, finding.code, finding.offset) == ("info", "no-end-mark", len(data))
+    assert "a short one" in finding.message
+
+
+@pytest.mark.parametrize("size", [0, 1, BLOCK - 1, BLOCK, BLOCK + 1, 2 * BLOCK + 12345])
+def test_lz4_legacy(size: int) -> None:
+    content = (MIXED * (size // len(MIXED) + 1))[:size]
+    data = lz4_legacy(content)
+    for cut in (False, True):
+        out, error, container = unpack(data, "lz4", cut)
+        assert (error, len(out)) == (None, size)
+        assert out == content
+        (finding,) = container.take_findings()
+        assert ("a full one" in finding.message) == (size % BLOCK == 0)
+
+
+def test_lz4_legacy_cut_anywhere() -> None:
+    """Between two blocks a cut cannot be told, and that is said."""
+    data = lz4_legacy(TEXT + NOISE, 1000)
+    between, at = {len(LEGACY)}, len(LEGACY)
+    while at < len(data):
+        at += 4 + int.from_bytes(data[at : at + 4], "little")
+        between.add(at)
+    assert len(between) > 3
+    for stop in range(4, len(data)):
+        out, error, container = unpack(data[:stop], "lz4")
+        assert (TEXT + NOISE).startswith(out)
+        if stop in between:
+            assert error is None
+            assert [f.code for f in container.take_findings()] == ["no-end-mark"]
+        else:
+            assert isinstance(error, TruncatedError), stop
+            assert error.offset == stop
+            assert container.take_findings() == []
+
+
+def test_lz4_legacy_among_frames() -> None:
+    parts = [
+        lz4_legacy(TEXT),
+        PACK["lz4"](NOISE),
+        lz4_legacy(b""),
+        lz4_legacy(MIXED),
+        PACK["lz4"](TEXT),
+    ]
+    out, error, container = unpack(b"".join(parts), "lz4")
+    assert (out, error) == (TEXT + NOISE + MIXED + TEXT, None)
+    assert container.take_findings() == []
+    out, error, container = unpack(b"".join(parts[:4]) + bytes(512), "lz4")
+    assert (out, error) == (TEXT + NOISE + MIXED, None)
+    assert [f.code for f in container.take_findings()] == ["no-end-mark"]
+
+
+def test_lz4_legacy_damage() -> None:
+    content = TEXT + NOISE
+    data = lz4_legacy(content)
+    for at in range(len(data)):
+        damaged = bytearray(data)
+        damaged[at] ^= 1 << at % 8
+        out, error, _ = unpack(bytes(damaged), "lz4") if at > 3 else (b"", None, None)
+        # It has no sums, so that what is unpacked may be wrong, but never more than a block.
+        assert len(out) <= BLOCK
+        assert error is None or 0 <= error.offset <= len(data)
+    _, error, _ = unpack(LEGACY + b"\xff\xff\xff\x7f" + bytes(100), "lz4")
+    assert isinstance(error, FormatError)
+
+
+def test_a_lz4_legacy_bomb_comes_in_pieces() -> None:
+    data = lz4_legacy(bytes(64 << 20))
+    pieces = [len(p) for p in codecs.lz4(PackedInput(BytesSource(data), "lz4"))]
+    assert (sum(pieces), max(pieces)) == (64 << 20, MOST)

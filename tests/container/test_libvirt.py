@@ -5,9 +5,11 @@ from __future__ import annotations
 import contextlib
 import struct
 import time
+from pathlib import Path
 
 import pytest
 
+from tests.commandline import vmstream
 from tests.containers import COOKIE, FORMATS, XML, image_names, open_image, save_image
 from tests.decoding import BytesSource
 from tests.truth import load_manifest
@@ -166,3 +168,20 @@ def test_version_1_is_never_compressed() -> None:
     assert container.take_findings() == []
     note_format(container, image, "gzip")
     assert len(container.take_findings()) == 1
+
+
+@pytest.mark.parametrize("kind", ["raw", "gzip", "bzip2", "xz", "zstd", "lzop"])
+def test_cut_within_the_first_bytes_of_the_stream(kind: str, tmp_path: Path) -> None:
+    starts = {
+        "raw": b"QEVM", "gzip": b"\x1f\x8b\x08", "bzip2": b"BZh", "xz": b"\xfd7zXZ\0",
+        "zstd": b"\x28\xb5\x2f\xfd", "lzop": b"\x89LZO\0\r\n\x1a\n",
+    }  # fmt: skip
+    for length in range(1, len(starts[kind])):
+        data = save_image(starts[kind][:length], number=FORMATS[kind])
+        (tmp_path / "x").write_bytes(data)
+        run = vmstream("inspect", tmp_path / "x")
+        assert run.status == 3
+        assert f"offset {len(data):#x}, libvirt header: the save image ends" in run.err
+    # Other bytes are no stream, short as they are.
+    (tmp_path / "x").write_bytes(save_image(b"XY", number=FORMATS[kind]))
+    assert "not a migration stream" in vmstream("inspect", tmp_path / "x").err

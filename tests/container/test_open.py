@@ -25,7 +25,7 @@ from tests.truth import (
 )
 from vmstream.container import codecs, open as seam
 from vmstream.container.open import MAX_LAYERS, OpenStream, kind_of
-from vmstream.errors import OutputError, StreamError, TruncatedError, UnsupportedError
+from vmstream.errors import LimitError, OutputError, TruncatedError, UnsupportedError
 from vmstream.transport.source import DigestSource, FileSource, PipeSource, Source
 
 STREAM = b"QEVM\0\0\0\3" + bytes(range(256)) * 3
@@ -100,8 +100,15 @@ def test_nesting_is_bounded(tmp_path: Path) -> None:
     for _ in range(MAX_LAYERS):
         data = PACK["gzip"](data)
     assert layers(tmp_path / "x", data) == (["gzip"] * MAX_LAYERS, STREAM)
-    with pytest.raises(UnsupportedError, match="over 4 containers"):
-        layers(tmp_path / "x", PACK["xz"](data))
+    data = PACK["xz"](data)
+    with pytest.raises(LimitError, match="over 4 containers") as caught:
+        layers(tmp_path / "x", data)
+    assert caught.value.found == "xz, gzip, gzip, gzip, gzip"
+    assert caught.value.advice == "--max-layers 5 goes on"
+    with OpenStream(tmp_path / "x", max_layers=5) as opened:
+        assert whole(opened.source) == STREAM
+    with pytest.raises(LimitError, match="over 1 containers"):
+        OpenStream(tmp_path / "x", max_layers=1)
 
 
 def test_nothing_readable_raises(tmp_path: Path) -> None:
@@ -115,12 +122,15 @@ def test_every_cut_of_two_layers(tmp_path: Path) -> None:
     data = save_image(packed, number=1, padding=3)
     for stop in range(8, len(data)):
         (tmp_path / "x").write_bytes(data[:stop])
-        with pytest.raises(StreamError), OpenStream(tmp_path / "x") as opened:
+        with (
+            pytest.raises(TruncatedError) as caught,
+            OpenStream(tmp_path / "x") as opened,
+        ):
             whole(opened.source)
-            # Cut inside the magic behind the XML: for the decoder to refuse.
-            assert 0 <= stop - (len(data) - len(packed)) < 3
-            assert opened.container.take_findings()
-            raise TruncatedError(0, "empty")
+            # Nothing at all behind the XML: for the decoder to refuse.
+            assert stop == len(data) - len(packed)
+            raise TruncatedError(stop, "empty")
+        assert caught.value.offset == stop
 
 
 def test_digest_is_of_the_input(tmp_path: Path) -> None:

@@ -17,8 +17,11 @@ from pathlib import Path
 import pytest
 from hypothesis import given, settings, strategies as st
 
+from tests import streamwriter as sw
+from tests.commandline import vmstream
+from tests.decoding import assert_tiles, owned
 from tests.ops.test_extract import pipe_of
-from tests.qcow2images import FULL, PACKED, Image, Saved, build
+from tests.qcow2images import COPIED, FULL, PACKED, Image, Saved, build
 from tests.streamwriter import simple_stream
 from tests.truth import (
     check_block,
@@ -29,7 +32,7 @@ from tests.truth import (
     snapshot_manifests,
 )
 from vmstream.container import qcow2
-from vmstream.container.qcow2 import Qcow2Image, VMStateSource, is_qcow2, read_image
+from vmstream.container.qcow2 import Qcow2Image, VMStateSource, read_image
 from vmstream.errors import (
     FormatError,
     IntegrityError,
@@ -42,6 +45,9 @@ from vmstream.errors import (
 )
 from vmstream.ops.extract import ExtractOptions, extract
 from vmstream.ops.inspect import inspect
+from vmstream.ops.pipeline import events
+from vmstream.stream.decoder import Decoder
+from vmstream.stream.events import Anomaly, Event, PageBatch
 from vmstream.transport.source import FileSource, OpenSource
 from vmstream.wire import grammar
 
@@ -283,8 +289,8 @@ def test_a_fault_leaves_no_output(tmp_path: Path) -> None:
         stream = VMStateSource(source, found, found.choose())
         with pytest.raises(TruncatedError):
             extract(stream, ExtractOptions(output=tmp_path / "out" / "ram", block="pc.ram"))
-        with pytest.raises(TruncatedError):
-            inspect(stream)
+        report, code = inspect(stream)
+    assert (code, report.anomalies[0].code) == (3, "truncated")
     assert list((tmp_path / "out").iterdir()) == []
 
 
@@ -330,12 +336,6 @@ def test_the_file_may_end_inside_the_last_cluster() -> None:
 def image_of(*saved: Saved) -> Qcow2Image:
     with opened(build(saved).data) as source:
         return read_image(source)
-
-
-def test_is_qcow2() -> None:
-    assert is_qcow2(b"QFI\xfb\0\0\0\3")
-    assert not is_qcow2(b"QFI")
-    assert not is_qcow2(b"QEVM\0\0\0\3")
 
 
 def test_choose() -> None:
@@ -703,3 +703,132 @@ def test_mutation(number: int, changes: list[tuple[float, bool, int]]) -> None:
     started = time.monotonic()
     assert isinstance(read_all(data), list)
     assert time.monotonic() - started < 5
+
+
+# -- behind a fault -------------------------------------------------------------------------------
+
+
+def parts_stream() -> tuple[bytes, dict[str, bytearray]]:
+    """Many PARTs, and the name of the block in the first alone: the next come with CONTINUE."""
+    w = sw.StreamWriter()
+    w.header()
+    w.configuration()
+    w.ram_start([sw.RamBlock("mem", 600 * 4096), sw.RamBlock("rom", 8 * 4096)])
+    dice = random.Random(5)
+    for first in range(0, 600, 20):
+        with w.ram_part():
+            for page in range(first, first + 20):
+                # So that it packs; no two pages are the same.
+                w.page("mem", page * 4096, (b"%4d" % page + dice.randbytes(4)) * 512)
+    with w.ram_end():
+        for page in range(8):
+            w.page("rom", page * 4096, bytes([page + 1]) * 4096)
+    w.device(sw.Device("timer", 0, 2, fields=[sw.Field("x", "buffer", b"\7" * 24)]))
+    w.eof()
+    w.vmdescription()
+    return bytes(w), w.blocks
+
+
+def test_pages_behind_damaged_clusters(tmp_path: Path) -> None:
+    """What a cluster of 64 KiB held is missing, and nothing is made up for it."""
+    data, blocks = parts_stream()
+    for which in (3, 17, 30):
+        image = build([Saved("a", data, kinds="packed")], cluster_bits=16)
+        entry = image.get(image.places["l2", 0] + 8 * which)
+        host = entry & ((1 << (62 - 8)) - 1)
+        image.data[host + 40 : host + 60] = b"\xff" * 20
+        path, out = image.write(tmp_path / "disk.qcow2"), tmp_path / "out"
+        report = vmstream("inspect", "--json", path).json()
+        assert [a["code"] for a in report["anomalies"] if a["severity"] == "error"] == ["format"]
+        assert report["anomalies"][0]["offset"] == host
+        assert report["end_offset"] == len(data)
+        run = vmstream("extract-ram", path, "--block", "mem", "-o", out)
+        assert run.status == 3
+        assert not out.exists()
+        run = vmstream("extract-ram", path, "--block", "mem", "--partial", "-o", out)
+        assert run.status == 3, run.err
+        got, lost = out.read_bytes(), []
+        for page in range(600):
+            at = slice(page * 4096, page * 4096 + 4096)
+            if got[at] != blocks["mem"][at]:
+                assert not any(got[at])
+                lost.append(page)
+        # Up to the end of the PART that the cluster ends in, at the most.
+        assert 14 <= len(lost) <= 16 + 40
+        assert lost == list(range(lost[0], lost[-1] + 1))
+        at = which * 65536
+        assert at - 4200 <= lost[0] * 4104 + lost[0] // 20 * 18 <= at + 200
+        out.unlink()
+
+
+def test_every_cluster_once() -> None:
+    """Events tile, whatever cluster is damaged, and only one error is told for it."""
+    data, blocks = parts_stream()
+    count = -(-len(data) // 65536)
+    for which in range(count):
+        image = build([Saved("a", data, kinds="packed")], cluster_bits=16)
+        entry = image.get(image.places["l2", 0] + 8 * which)
+        host = entry & ((1 << (62 - 8)) - 1)
+        image.data[host : host + 60] = b"\xff" * 60
+        with opened(image.data) as source:
+            found = read_image(source)
+            got = [
+                owned(e) for e in events(VMStateSource(source, found, found.choose()), Decoder())
+            ]
+        assert_tiles(without_anomalies(got), len(data))
+        for batch in (e for e in got if isinstance(e, PageBatch)):
+            for block, at, content in records_of(batch):
+                assert bytes(blocks[block][at : at + 4096]) == content
+
+
+def without_anomalies(found: list[Event]) -> list[Event]:
+    """Those have offsets in the image."""
+    return [e for e in found if not isinstance(e, Anomaly)]
+
+
+def records_of(batch: PageBatch) -> list[tuple[str, int, bytes]]:
+    return [
+        (
+            batch.blocks[int(batch.block[i])].idstr.decode(),
+            int(batch.block_offset[i]),
+            bytes(batch.payload(i)),
+        )
+        for i in range(len(batch))
+    ]
+
+
+def test_an_l2_table_that_cannot_be_read() -> None:
+    """All that it covers is missing; behind it reading goes on."""
+    data, _ = parts_stream()
+    image = build([Saved("a", data)], cluster_bits=12)  # 512 entries, 2 MiB each
+    l1 = image.places["vm-l1", 0]
+    image.put(l1, "Q", (1 << 40) | COPIED)
+    with opened(image.data) as source:
+        found = read_image(source)
+        got = [owned(e) for e in events(VMStateSource(source, found, found.choose()), Decoder())]
+    assert_tiles(without_anomalies(got), len(data))
+    (first, *_) = [e for e in got if isinstance(e, Anomaly)]
+    assert isinstance(first.error, TruncatedError)
+    # Without its head no stream is read.
+    assert not any(isinstance(e, PageBatch) for e in got)
+    image = build([Saved("a", data)], cluster_bits=12)
+    image.put(l1 + 8, "Q", (1 << 40) | COPIED)
+    with opened(image.data) as source:
+        found = read_image(source)
+        got = [owned(e) for e in events(VMStateSource(source, found, found.choose()), Decoder())]
+    assert_tiles(without_anomalies(got), len(data))
+    assert sum(len(e) for e in got if isinstance(e, PageBatch)) > 490
+
+
+def test_clusters_in_a_row_are_one_fault() -> None:
+    """As of an image that was cut: they are told of once."""
+    data, _ = parts_stream()
+    image = build([Saved("a", data)], cluster_bits=12)
+    for number in range(100, 141):
+        image.put(image.places["l2", 0] + 8 * number, "Q", 1 << 40)
+    with opened(image.data) as source:
+        found = read_image(source)
+        got = [owned(e) for e in events(VMStateSource(source, found, found.choose()), Decoder())]
+    assert_tiles(without_anomalies(got), len(data))
+    assert len([e for e in got if isinstance(e, Anomaly) and e.error is not None]) == 1
+    assert sum(len(e) for e in got if isinstance(e, PageBatch)) >= 608 - 41 - 20 - 2

@@ -18,7 +18,7 @@ from tests.strategies import streams
 from tests.streamwriter import StreamWriter
 from tests.truth import load_manifest, open_fixture
 from vmstream.guest import coverage as coverage_module
-from vmstream.guest.coverage import KINDS, PageBitmap, RAMCoverage
+from vmstream.guest.coverage import KINDS, PageBitmap, RAMCoverage, unsent
 from vmstream.stream.events import MultiFDPacket, PageBatch, PageColumns, RAMBlock, Run
 from vmstream.wire.constants import PAGE_KINDS, MultiFDFlag, RAMSaveFlag
 
@@ -458,7 +458,7 @@ def test_words_for_kinds() -> None:
 
 def packet(normal: list[int], zero: list[int], size: int = 1000) -> MultiFDPacket:
     pages = [np.array(which, np.uint64) * np.uint64(PAGE) for which in (normal, zero)]
-    return MultiFDPacket(0, size, MultiFDFlag(0), 0, 0, *pages, PAGE, memoryview(b""))
+    return MultiFDPacket(0, size, MultiFDFlag(0), 0, 128, 0, *pages, PAGE, memoryview(b""))
 
 
 def test_packets_of_multifd() -> None:
@@ -490,3 +490,10 @@ def test_passes_of_generations(rounds: bool, starts: list[int]) -> None:
             coverage.add_packet(packet([page], []), 100 * (generation + 1), compressed=False)
     assert [p.offset for p in coverage.passes] == starts
     assert sum(int(p.records.sum()) for p in coverage.passes) == 9
+
+
+def test_blocks_of_which_nothing_came() -> None:
+    """They are accounted for, and nothing is held: they may state terabytes."""
+    first, second = unsent((RAMBlock(b"a", 1 << 62), RAMBlock(b"b", 5000)), 4096)
+    assert (first.pages, first.pages_missing) == (1 << 50, 1 << 50)
+    assert (second.pages, second.pages_missing, second.resent.count()) == (2, 2, 0)

@@ -539,7 +539,7 @@ def test_packets_of_multifd() -> None:
     def add(block: int, normal: dict[int, int], zero: Iterable[int] = ()) -> None:
         pages = [bytes([v]) * PAGE for v in normal.values()]
         offsets = [np.array([n * PAGE for n in which], np.uint64) for which in (normal, zero)]
-        packet = MultiFDPacket(0, 1, MultiFDFlag(0), 0, block, *offsets, PAGE, memoryview(b""))
+        packet = MultiFDPacket(0, 1, MultiFDFlag(0), 0, 128, block, *offsets, PAGE, memoryview(b""))
         image.add_packet(packet, memoryview(b"".join(pages)))
 
     add(0, {4: 1, 0: 2, 5: 3}, [1])
@@ -550,7 +550,7 @@ def test_packets_of_multifd() -> None:
     assert sinks[0].zeroed == PAGE  # what was never written is zero as it is
     assert bytes(sinks[1].data) == b"\6" * PAGE + b"\5" * 100
     doubled = MultiFDPacket(
-        0, 1, MultiFDFlag(0), 0, 0, np.array([PAGE, PAGE], np.uint64), np.zeros(0, np.uint64),
+        0, 1, MultiFDFlag(0), 0, 128, 0, np.array([PAGE, PAGE], np.uint64), np.zeros(0, np.uint64),
         PAGE, memoryview(b""),
     )  # fmt: skip
     image.add_packet(doubled, memoryview(b"\7" * PAGE + b"\x08" * PAGE))

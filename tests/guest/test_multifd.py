@@ -30,7 +30,16 @@ def packet(
     offsets = np.arange(pages, dtype=np.uint64) * np.uint64(page_size)
     end = 1000 + len(payload)
     return MultiFDPacket(
-        1000, end, MultiFDFlag(flags), number, 0, offsets, NO_PAGES, page_size, memoryview(payload)
+        1000,
+        end,
+        MultiFDFlag(flags),
+        number,
+        128,
+        0,
+        offsets,
+        NO_PAGES,
+        page_size,
+        memoryview(payload),
     )
 
 

@@ -369,6 +369,42 @@ def test_numbers_of_old_sources(tmp_path: Path) -> None:
     assert (tmp_path / "x").read_bytes() == IMAGE
 
 
+@pytest.mark.parametrize("given", [1, 2, 3])
+@pytest.mark.parametrize("lost", [0, 1])
+def test_packets_that_old_sources_leave_out(lost: int, given: int, tmp_path: Path) -> None:
+    """One a channel may wait when all is over, and is not sent: no sign of another channel."""
+    numbers = itertools.count()
+    writers = [ChannelWriter(i, old=True) for i in range(3)]
+    for c in writers:
+        c.init()
+        c.sync(next(numbers))
+    for part in range(4):
+        for c in writers:
+            c.packet(next(numbers), "pc.ram", {part * PAGE: bytes([part + 1]) * PAGE})
+        for c in writers:
+            c.sync(next(numbers) + lost * (part == 3) * (c.channel_id + 1))
+    w = StreamWriter()
+    w.header()
+    w.configuration()
+    w.ram_start([RamBlock("pc.ram", 4 * PAGE)])
+    for _ in range(3):
+        with w.ram_part():
+            pass
+    with w.ram_end():
+        pass
+    w.eof()
+    (tmp_path / "main").write_bytes(bytes(w))
+    paths = [tmp_path / f"ch{c.channel_id}" for c in writers]
+    for path, c in zip(paths, writers, strict=True):
+        path.write_bytes(bytes(c))
+    if given == 3:
+        take(tmp_path / "main", paths, output=tmp_path / "x", block="pc.ram")
+        assert (tmp_path / "x").read_bytes() == IMAGE
+        return
+    with pytest.raises(IntegrityError, match=f"channel {given} of multifd is missing"):
+        take(tmp_path / "main", paths[:given], output=tmp_path / "x", block="pc.ram")
+
+
 def test_a_sync_more(tmp_path: Path) -> None:
     """9.1 and 9.2 end with a SYNC that the main channel has no word for."""
     w = full()

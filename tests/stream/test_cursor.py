@@ -87,3 +87,10 @@ def test_a_decoder(window: int) -> None:
         else:
             events.append(event)
     assert events == [Padding(0, 10), Gap(10, len(DATA), "the rest")]
+
+
+def test_lost_bytes_are_left_out() -> None:
+    cursor = at(10, 30)
+    cursor.lost = 40
+    assert cursor.skip_lost() == (10, 40)
+    assert (cursor.offset, cursor.left(), cursor.at_end, cursor.lost) == (40, 0, False, None)

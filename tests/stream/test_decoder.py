@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from tests import streamwriter as sw
-from tests.decoding import CutSource, Decoded, assert_tiles, decode, facts
+from tests.decoding import BytesSource, CutSource, Decoded, assert_tiles, decode, facts, owned
 from tests.streamwriter import Device, Field, RamBlock, StreamWriter, Subsection
 from vmstream.errors import (
     FormatError,
@@ -20,6 +20,7 @@ from vmstream.errors import (
     TruncatedError,
     UnsupportedError,
 )
+from vmstream.ops import pipeline
 from vmstream.stream import decoder as decoder_module
 from vmstream.stream.decoder import NEED_DATA, Decoder
 from vmstream.stream.events import (
@@ -27,6 +28,7 @@ from vmstream.stream.events import (
     Command,
     Configuration,
     EndOfStream,
+    Event,
     FileHeader,
     Gap,
     Padding,
@@ -928,3 +930,103 @@ def test_flags_are_kept_as_they_are(flags: int) -> None:
     found = check(w)
     assert found.of(PageBatch)[0].flags.tolist() == [flags]
     assert RAMSaveFlag(flags) in (RAMSaveFlag.PAGE, RAMSaveFlag.ZERO)
+
+
+# -- bytes that cannot be had ---------------------------------------------------------------------
+
+
+class Holes(BytesSource):
+    """A source that tells of stretches that it cannot read."""
+
+    def __init__(self, data: bytes, *holes: tuple[int, int]) -> None:
+        super().__init__(data)
+        self.whole, self.holes, self.told = data, sorted(holes), 0
+
+    def window(self, offset: int, need: int) -> tuple[memoryview, int, bool]:
+        for begin, end in self.holes:
+            if offset < end and offset + need > begin:
+                self.told += 1
+                error = FormatError(begin, "a hole")
+                error.behind = end
+                raise error
+            if offset < begin or (not need and offset < end):
+                return memoryview(self.whole)[offset : max(offset, begin)], offset, False
+        return memoryview(self.whole)[offset:], offset, True
+
+
+def with_holes(data: bytes, *holes: tuple[int, int]) -> list[Event]:
+    found = [owned(e) for e in pipeline.events(Holes(data, *holes), Decoder())]
+    assert_tiles([e for e in found if not isinstance(e, Anomaly)], len(data))
+    for event in found:
+        # Of what cannot be read nothing is given but gaps.
+        if not isinstance(event, (Gap, Anomaly)):
+            assert not any(event.offset < end and event.end > begin for begin, end in holes)
+    return found
+
+
+def alike(second: int) -> tuple[bytes, dict[str, bytearray]]:
+    """Two blocks whose pages are told apart by the names alone, as far as addresses go."""
+    w = StreamWriter()
+    w.header()
+    w.configuration()
+    w.ram_start([RamBlock("a", 40 * 4096), RamBlock("b", second * 4096)])
+    for first in range(0, 40, 5):
+        with w.ram_part():
+            for page in range(first, first + 5):
+                w.page("a", page * 4096, b"a%3d" % page * 1024)
+    for first in range(0, second, 5):
+        with w.ram_part():
+            for page in range(first, first + 5):
+                w.page("b", page * 4096, b"b%3d" % page * 1024)
+    with w.ram_end():
+        pass
+    w.device(Device("timer", fields=[Field("x", "buffer", bytes(range(40)))]))
+    w.eof()
+    w.vmdescription()
+    return bytes(w), w.blocks
+
+
+@pytest.mark.parametrize("second", [10, 40])
+def test_holes_anywhere(second: int) -> None:
+    """No page lands in a block that is not its own, and what is behind is read."""
+    data, blocks = alike(second)
+    dice = random.Random(11)
+    read = []
+    for _ in range(150):
+        begin = dice.randrange(len(data))
+        hole = begin, min(len(data), begin + dice.choice((1, 100, 5000, 70_000)))
+        found = with_holes(data, hole)
+        pages = 0
+        for batch in (e for e in found if isinstance(e, PageBatch)):
+            for i in range(len(batch)):
+                name = batch.blocks[int(batch.block[i])].idstr.decode()
+                at = int(batch.block_offset[i])
+                assert bytes(batch.payload(i)) == blocks[name][at : at + 4096]
+                pages += 1
+        read.append(pages)
+        assert next(e.error for e in found if isinstance(e, Anomaly)) is not None
+    assert sum(read) / len(read) > (0.55 if second == 10 else 0.4) * (40 + second)
+
+
+def test_several_holes() -> None:
+    data, _ = alike(10)
+    begin = data.index(b"a 12")
+    found = with_holes(data, (begin, begin + 10), (begin + 60_000, begin + 60_010))
+    errors = [e for e in found if isinstance(e, Anomaly) and e.error is not None]
+    assert [str(e.error.what) for e in errors if e.error] == ["a hole", "a hole"]
+    assert any(isinstance(e, VMDescription) for e in found)
+
+
+def test_a_hole_among_the_devices() -> None:
+    """RAM is whole; what the devices are is not known without their description."""
+    data, _ = alike(10)
+    begin = data.index(bytes(range(40)))
+    found = with_holes(data, (begin + 3, begin + 8))
+    assert sum(len(e) for e in found if isinstance(e, PageBatch)) == 50
+    assert isinstance(found[-1], Gap)
+
+
+def test_a_strict_decoder_is_not_told_of_holes() -> None:
+    data, _ = alike(10)
+    with pytest.raises(FormatError, match="a hole"):
+        list(pipeline.events(Holes(data, (5000, 5001)), Decoder(strict=True)))

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+import io
 import random
 import struct
 from collections.abc import Sequence
@@ -11,7 +13,7 @@ import pytest
 from hypothesis import given, settings, strategies as st
 
 from tests import streamwriter as sw
-from tests.decoding import BytesSource, CutSource, Decoded, assert_tiles, decode
+from tests.decoding import BytesSource, CutSource, Decoded, assert_tiles, decode, owned
 from tests.streamwriter import StreamWriter
 from tests.truth import open_fixture
 from vmstream.errors import (
@@ -20,11 +22,14 @@ from vmstream.errors import (
     LimitError,
     StreamError,
     TruncatedError,
+    UnsupportedError,
 )
 from vmstream.guest.memory import Placement, RAMImage
 from vmstream.ops.pipeline import events
-from vmstream.stream.decoder import Decoder
-from vmstream.stream.events import MappedBlock, MappedPages, RAMBlockList
+from vmstream.stream import mapped as mapped_module
+from vmstream.stream.decoder import NEED_DATA, Decoder
+from vmstream.stream.events import Anomaly, Event, Gap, MappedBlock, MappedPages, RAMBlockList
+from vmstream.transport.source import PipeSource
 
 PAGE = 4096
 
@@ -48,8 +53,18 @@ class Block:
     area: int = 0
 
 
-def mapped(blocks: Sequence[Block], *, origin: int = 0, total: int | None = None) -> bytes:
-    """A stream at `origin` of a file, of which the bytes from there on are returned."""
+def mapped(
+    blocks: Sequence[Block],
+    *,
+    origin: int = 0,
+    total: int | None = None,
+    long: int = 8,
+    big: bool = False,
+) -> bytes:
+    """A stream at `origin` of a file, of which the bytes from there on are returned.
+
+    `long` is the size of a long on the host that wrote it, `big` its order.
+    """
     shared = any(b.gpa is not None for b in blocks)
     w = StreamWriter()
     w.header()
@@ -70,9 +85,11 @@ def mapped(blocks: Sequence[Block], *, origin: int = 0, total: int | None = None
             data += struct.pack(">IQQQ", block.version, size, 0, 0)
             continue
         bitmap_at = len(data) + 28
-        bits = bytearray(-(-block.pages // 64) * 8)
+        longs = [0] * -(-block.pages // (8 * long))
         for page in block.present:
-            bits[page // 8] |= 1 << page % 8
+            longs[page // (8 * long)] |= 1 << page % (8 * long)
+        shape = {4: "I", 8: "Q"}[long]
+        bits = struct.pack(f"{'>' if big else '<'}{len(longs)}{shape}", *longs)
         pages_at = bitmap_at + len(bits) + block.gap
         data += struct.pack(
             ">IQQQ",
@@ -255,7 +272,7 @@ BROKEN: dict[str, tuple[dict[str, object], type[StreamError]]] = {
     "page size": ({"page_size": 4095}, IntegrityError),
     "bitmap in front": ({"bitmap_shift": -1}, IntegrityError),
     "bitmap far behind": ({"bitmap_shift": 1 << 62}, IntegrityError),
-    "pages in the bitmap": ({"pages_shift": -101}, IntegrityError),
+    "pages in the bitmap": ({"pages_shift": -105}, IntegrityError),
     "pages far behind": ({"pages_shift": 1 << 40}, TruncatedError),
 }
 
@@ -322,3 +339,154 @@ def test_a_fixture_cut_and_damaged() -> None:
         changed = bytearray(data)
         changed[at] ^= 1 << rng.randrange(8)
         assert_tiles(decode(changed).events, len(data))
+
+
+# -- the order of the host ------------------------------------------------------------------------
+# No such file was at hand: they are built here, as QEMU v10.1.0 migration/ram.c
+# ram_save_file_bmap() writes the longs of its host.
+
+ORDERS = [(8, False), (4, False), (8, True), (4, True)]
+
+
+def order_findings(found: Decoded) -> list[tuple[str, str]]:
+    return [(a.severity, a.message) for a in found.of(Anomaly) if a.code == "bitmap-order"]
+
+
+@pytest.mark.parametrize(("long", "big"), ORDERS)
+def test_orders_told_by_the_last_page(long: int, big: bool) -> None:
+    data = mapped(SIMPLE, long=long, big=big)
+    found = decode(data)
+    assert not found.errors
+    assert_tiles(found.events, len(data))
+    assert image_of(data) == [truth(b) for b in SIMPLE]
+    findings = order_findings(found)
+    assert len(findings) == big
+    for severity, message in findings:
+        assert severity == "info"
+        assert f"big-endian, longs of {long} bytes" in message
+        assert "bits behind the last page" in message
+
+
+# Whole longs: no bit can be behind the last page. As the RAM of a guest without small blocks.
+FULL = [
+    Block("s390.ram", 640, {i: body(i % 9 + 1) for i in range(640) if i % 64 < 40 - i // 64}),
+    Block("zero", 64, {}),
+]
+
+
+@pytest.mark.parametrize(("long", "big"), ORDERS)
+def test_orders_told_by_the_pages(long: int, big: bool) -> None:
+    data = mapped(FULL, long=long, big=big)
+    found = decode(data)
+    assert not found.errors
+    assert image_of(data) == [truth(b) for b in FULL]
+    findings = order_findings(found)
+    assert len(findings) == big
+    for severity, message in findings:
+        assert severity == "info"
+        assert f"longs of {long} bytes" in message
+        assert "0 contradict it" in message
+
+
+@pytest.mark.parametrize(("long", "big"), ORDERS)
+def test_some_stale_pages_do_not_matter(long: int, big: bool) -> None:
+    stale = {i: body(7) for i in range(60, 640, 128)}
+    blocks = [dataclasses.replace(FULL[0], stale=stale)]
+    data = mapped(blocks, long=long, big=big)
+    assert image_of(data) == [truth(b) for b in blocks]
+    assert [s for s, _ in order_findings(decode(data))] == ["info"] * big
+
+
+@pytest.mark.parametrize("big", [False, True])
+def test_no_evidence_is_little_endian(big: bool) -> None:
+    """Bits that read the same either way, and none at all."""
+    same = {i: body(i + 1) for i in range(64)}
+    blocks = [Block("a", 64, same), Block("b", 128, {}), Block("c", 3, {})]
+    data = mapped(blocks, big=big)
+    assert image_of(data) == [truth(b) for b in blocks]
+    assert order_findings(decode(data)) == []
+
+
+def test_pages_that_agree_with_no_order() -> None:
+    """As many are stale as are there, where big-endian would have them: a warning, no guess."""
+    present = {i: body(i + 1) for i in range(8)}
+    # Big-endian, the bits would be those of these pages.
+    stale = {i: body(i + 1) for i in range(56, 64)}
+    blocks = [Block("a", 64, {**present, 0: bytes(PAGE), 1: bytes(PAGE)}, stale)]
+    data = mapped(blocks)
+    assert image_of(data) == [truth(b) for b in blocks]
+    ((severity, message),) = order_findings(decode(data))
+    assert severity == "warning"
+    assert "little-endian (inferred)" in message
+
+
+def test_bits_behind_the_last_page_in_any_order() -> None:
+    data = bytearray(mapped([Block("a", 3, {0: body(1)})]))
+    at = data.index(b"\1" + bytes(7), data.index(b"\1a") + 30)
+    data[at : at + 8] = b"\xff" * 8
+    ((severity, message),) = order_findings(decode(data))
+    assert severity == "warning"
+    assert "in every order" in message
+
+
+def test_a_bitmap_of_4_byte_longs_needs_no_more_room() -> None:
+    """32 pages are one long there; the pages may begin right behind it."""
+    for big in (False, True):
+        blocks = [Block("a", 32, {3: body(1), 4: body(2)}, gap=0)]
+        data = mapped(blocks, long=4, big=big)
+        assert not decode(data).errors
+        assert image_of(data) == [truth(b) for b in blocks]
+
+
+def test_long_bitmaps_are_unpacked_in_pieces(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(mapped_module, "_AT_ONCE", 128)
+    for big in (False, True):
+        data = mapped(SIMPLE, big=big)
+        found = decode(data)
+        assert_tiles(found.events, len(data))
+        assert max(len(e.present) for e in found.of(MappedPages)) <= 128
+        assert image_of(data) == [truth(b) for b in SIMPLE]
+
+
+# -- what cannot be sought in ---------------------------------------------------------------------
+
+
+def piped(data: bytes) -> list[Event]:
+    class Raw(io.BytesIO):
+        def fileno(self) -> int:
+            raise io.UnsupportedOperation
+
+    source = PipeSource(Raw(data), "pipe")  # type: ignore[arg-type]
+    return [owned(e) for e in events(source, Decoder())]
+
+
+def test_a_pipe() -> None:
+    """What stands in front of the first page area, and then the reason."""
+    data = mapped(SIMPLE)
+    found = piped(data)
+    assert_tiles(found, len(data))
+    (listed,) = [e for e in found if isinstance(e, RAMBlockList)]
+    assert [(b.idstr, b.used_length) for b in listed.blocks] == [(b"mem", 70 * PAGE)]
+    assert listed.total == sum(b.pages for b in SIMPLE) * PAGE
+    (error,) = [e.error for e in found if isinstance(e, Anomaly)]
+    assert isinstance(error, UnsupportedError)
+    assert "--spool DIR" in str(error)
+    assert isinstance(found[-1], Gap)
+
+
+def test_a_pipe_that_is_cut_anywhere_in_front() -> None:
+    data = mapped(SIMPLE)
+    for stop in range(8, SIMPLE[0].area + 100):
+        found = piped(data[:stop])
+        assert_tiles(found, stop)
+        assert len([e for e in found if isinstance(e, Anomaly)]) == 1
+
+
+def test_a_strict_decoder_refuses_a_pipe() -> None:
+    decoder = Decoder(strict=True)
+    decoder.seekable = False
+    data = mapped(SIMPLE)
+    with pytest.raises(UnsupportedError, match="takes an input to seek in"):
+        while (event := decoder.next_event()) is not None:
+            if event is NEED_DATA:
+                decoder.supply(memoryview(data), 0, True)

@@ -639,3 +639,15 @@ def test_read_at(path: Path, start: int) -> None:
         assert source.read_into(len(data) - 5, memoryview(buffer)) == 5
         assert buffer == data[-5:] + b"x" * 15
         check_window(source, data, 6000, 10)
+
+
+def test_what_a_file_takes_on_disk(tmp_path: Path) -> None:
+    path = tmp_path / "x"
+    path.write_bytes(b"x" * 100_000)
+    with OpenSource(path) as source:
+        assert isinstance(source, FileSource)
+        assert source.stored == 100_000
+    os.truncate(path, 1 << 40)
+    with OpenSource(path) as source:
+        assert isinstance(source, FileSource)
+        assert 100_000 <= source.stored < 1 << 30

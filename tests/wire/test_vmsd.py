@@ -113,6 +113,12 @@ def test_may_lie() -> None:
 BAD_SIZES = [-1, 1.0, 1.5, 1 << 48, 10**400, "4", None, True, [], {}, float("nan"), float("inf")]
 
 
+@pytest.mark.parametrize("size", [0, 1, 128, 4095, 3 << 11, 1 << 25])
+def test_impossible_page_sizes(size: int) -> None:
+    with pytest.raises(ValueError, match="page size"):
+        load({"page_size": size, "devices": []})
+
+
 @pytest.mark.parametrize("size", BAD_SIZES, ids=repr)
 @pytest.mark.parametrize("key", ["size", "array_len", "page_size"])
 def test_hostile_sizes(key: str, size: Any) -> None:

@@ -9,6 +9,7 @@ import click
 from vmstream.cli.options import (
     byte_size,
     json_option,
+    limit_options,
     page_size_option,
     progress_bar,
     snapshot_option,
@@ -44,6 +45,7 @@ Examples:
 @click.option("--force", is_flag=True, help="Replace files that exist.")
 @snapshot_option
 @spool_option
+@limit_options
 @page_size_option
 @json_option
 def command(
@@ -56,6 +58,8 @@ def command(
     force: bool,
     snapshot: str | None,
     spool: str | None,
+    max_ram: int | None,
+    max_layers: int,
     page_size: int | None,
     as_json: bool,
 ) -> int:
@@ -68,9 +72,11 @@ def command(
     """
     if (device is None or output is None) if directory is None else (device or output or size):
         raise click.UsageError("give --device NAME and -o FILE, or --all DIR")
-    options = BlockOptions(device, output, directory, size, partial, force, page_size)
+    options = BlockOptions(device, output, directory, size, partial, force, page_size, max_ram)
     with (
-        OpenStream(stream, snapshot=snapshot, spool=spool) as opened,
+        OpenStream(
+            stream, snapshot=snapshot, spool=spool, max_ram=max_ram, max_layers=max_layers
+        ) as opened,
         progress_bar("extracting") as progress,
     ):
         report, code = extract_block(opened.source, options, progress, opened.container)

@@ -11,6 +11,7 @@ from vmstream.cli.options import (
     byte_size,
     channel_option,
     json_option,
+    limit_options,
     open_channels,
     page_size_option,
     progress_bar,
@@ -74,6 +75,7 @@ def _shared(text: str) -> tuple[str, Path]:
 @snapshot_option
 @spool_option
 @page_size_option
+@limit_options
 @json_option
 def command(
     stream: str,
@@ -89,6 +91,8 @@ def command(
     snapshot: str | None,
     spool: str | None,
     page_size: int | None,
+    max_ram: int | None,
+    max_layers: int,
     as_json: bool,
 ) -> int:
     """Rebuild guest RAM from a migration stream.
@@ -104,11 +108,18 @@ def command(
         )
     options = ExtractOptions(
         output, block, all_blocks, below_4g, partial, force, manifest, page_size,
-        tuple(sys.argv[1:]), shared_blocks,
+        tuple(sys.argv[1:]), shared_blocks, max_ram,
     )  # fmt: skip
     with (
-        OpenStream(stream, digest=manifest is not None, snapshot=snapshot, spool=spool) as opened,
-        open_channels(channels, opened) as beside,
+        OpenStream(
+            stream,
+            digest=manifest is not None,
+            snapshot=snapshot,
+            spool=spool,
+            max_ram=max_ram,
+            max_layers=max_layers,
+        ) as opened,
+        open_channels(channels, opened, max_ram) as beside,
         progress_bar("extracting") as progress,
     ):
         report, code = extract(opened.source, options, progress, opened.container, beside)

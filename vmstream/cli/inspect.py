@@ -7,6 +7,7 @@ import click
 from vmstream.cli.options import (
     channel_option,
     json_option,
+    limit_options,
     open_channels,
     page_size_option,
     progress_bar,
@@ -41,6 +42,7 @@ Examples:
 @snapshot_option
 @spool_option
 @page_size_option
+@limit_options
 @json_option
 def command(
     stream: str,
@@ -52,6 +54,8 @@ def command(
     snapshot: str | None,
     spool: str | None,
     page_size: int | None,
+    max_ram: int | None,
+    max_layers: int,
     as_json: bool,
 ) -> int:
     """Account for a migration stream: machine, RAM, devices, end and findings.
@@ -61,8 +65,10 @@ def command(
     if quick and channels:
         raise click.UsageError("--quick counts no pages: leave out --channel")
     with (
-        OpenStream(stream, snapshot=snapshot, spool=spool) as opened,
-        open_channels(channels, opened) as beside,
+        OpenStream(
+            stream, snapshot=snapshot, spool=spool, max_ram=max_ram, max_layers=max_layers
+        ) as opened,
+        open_channels(channels, opened, max_ram) as beside,
         progress_bar("reading") as progress,
     ):
         report, code = inspect(
@@ -72,6 +78,7 @@ def command(
             progress=progress,
             container=opened.container,
             channels=beside,
+            max_ram=max_ram,
         )
     if as_json:
         click.echo(dumps(report))

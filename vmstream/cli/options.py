@@ -10,7 +10,7 @@ from typing import Any
 
 import click
 
-from vmstream.container.open import OpenStream
+from vmstream.container.open import MAX_LAYERS, OpenStream
 from vmstream.ops.channels import Channels
 from vmstream.ops.pipeline import Progress
 from vmstream.report.models import InspectReport
@@ -23,6 +23,35 @@ json_option = click.option("--json", "as_json", is_flag=True, help="JSON on stan
 snapshot_option = click.option(
     "--snapshot", metavar="NAME", help="The snapshot to read, by name or id, in a qcow2 image."
 )
+
+
+_UNITS = {"": 1, "k": 1 << 10, "m": 1 << 20, "g": 1 << 30, "t": 1 << 40}
+
+
+def byte_size(text: str) -> int:
+    """Type of an option: "3G", "0xc0000000", "3221225472" as bytes."""
+    match = re.fullmatch(r"(0x[0-9a-f]+|\d+)([kmgt]?)(?:i?b)?", text.lower())
+    if match is None:
+        raise click.BadParameter(f"{text!r} is no size: 3G, 0xc0000000, 3221225472")
+    return int(match[1], 0) * _UNITS[match[2]]
+
+
+def limit_options(command: Callable[..., Any]) -> Callable[..., Any]:
+    """--max-ram and --max-layers: what a stream may state and unpack to."""
+    command = click.option(
+        "--max-layers",
+        type=click.IntRange(1, 64),
+        default=MAX_LAYERS,
+        metavar="N",
+        help=f"Containers to take off, one in another (default {MAX_LAYERS}).",
+    )(command)
+    return click.option(
+        "--max-ram",
+        type=byte_size,
+        metavar="SIZE",
+        help="RAM that the stream may state, and bytes that any input may unpack to "
+        "(default 4T of RAM, 8G unpacked).",
+    )(command)
 
 
 spool_option = click.option(
@@ -47,21 +76,12 @@ def channel_option(command: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def open_channels(
-    paths: tuple[str, ...], opened: OpenStream
+    paths: tuple[str, ...], opened: OpenStream, max_ram: int | None
 ) -> contextlib.AbstractContextManager[Channels | None]:
     """Open what --channel names; nothing for nothing."""
-    return Channels(paths, opened.identity) if paths else contextlib.nullcontext()
-
-
-_UNITS = {"": 1, "k": 1 << 10, "m": 1 << 20, "g": 1 << 30, "t": 1 << 40}
-
-
-def byte_size(text: str) -> int:
-    """Type of an option: "3G", "0xc0000000", "3221225472" as bytes."""
-    match = re.fullmatch(r"(0x[0-9a-f]+|\d+)([kmgt]?)(?:i?b)?", text.lower())
-    if match is None:
-        raise click.BadParameter(f"{text!r} is no size: 3G, 0xc0000000, 3221225472")
-    return int(match[1], 0) * _UNITS[match[2]]
+    if not paths:
+        return contextlib.nullcontext()
+    return Channels(paths, opened.identity, max_ram=max_ram)
 
 
 def page_size_option(command: Callable[..., Any]) -> Callable[..., Any]:

@@ -7,6 +7,7 @@ import click
 from vmstream.cli.options import (
     channel_option,
     json_option,
+    limit_options,
     open_channels,
     page_size_option,
     progress_bar,
@@ -68,6 +69,7 @@ def _range(text: str) -> tuple[int, int | None]:
 @snapshot_option
 @spool_option
 @page_size_option
+@limit_options
 @json_option
 def command(
     stream: str,
@@ -77,6 +79,8 @@ def command(
     snapshot: str | None,
     spool: str | None,
     page_size: int | None,
+    max_ram: int | None,
+    max_layers: int,
     as_json: bool,
 ) -> int:
     """List every item on the wire in order, pages as runs, with its offset and size.
@@ -87,8 +91,10 @@ def command(
 
     begin, end = span
     with (
-        OpenStream(stream, snapshot=snapshot, spool=spool) as opened,
-        open_channels(channels, opened) as beside,
+        OpenStream(
+            stream, snapshot=snapshot, spool=spool, max_ram=max_ram, max_layers=max_layers
+        ) as opened,
+        open_channels(channels, opened, max_ram) as beside,
         progress_bar("reading") as progress,
     ):
         records = Records(
@@ -100,6 +106,7 @@ def command(
             progress=progress,
             container=opened.container,
             channels=beside,
+            max_ram=max_ram,
         )
         for item in records:
             click.echo(record(item) if as_json else record_line(item))

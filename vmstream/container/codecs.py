@@ -28,6 +28,12 @@ _FIRST_SLICE = 2 << 10
 
 _ZSTD_BLOCKS = MOST // ZSTD_BLOCK
 _ZSTD_HEAD = 18
+# lz4 v1.10.0 programs/lz4io.c LEGACY_BLOCKSIZE and what that packs to at the most, lib/lz4.h
+# LZ4_COMPRESSBOUND(); the magics of a frame and of a legacy one, and of those to be skipped.
+_LZ4_LEGACY_BLOCK = 8 << 20
+_LZ4_LONGEST = _LZ4_LEGACY_BLOCK + _LZ4_LEGACY_BLOCK // 255 + 16
+_LZ4_MAGICS = frozenset((0x184D2204, 0x184C2102, *range(0x184D2A50, 0x184D2A60)))
+LZ4_LEGACY_MAGIC = b"\x02\x21\x4c\x18"
 _SKIPPABLE = b"\x2a\x4d\x18"
 
 
@@ -130,9 +136,42 @@ def xz(data: PackedInput) -> Iterator[bytes]:
 
 
 def lz4(data: PackedInput) -> Iterator[bytes]:
-    """Unpack one lz4 frame."""
+    """Unpack one lz4 frame, or one of the legacy format."""
     frame = optional_package("lz4.frame", "lz4", "lz4")
+    if data.peek(4) == LZ4_LEGACY_MAGIC:
+        return _lz4_legacy(data)
     return _member(data, frame.LZ4FrameDecompressor(), (RuntimeError, ValueError))
+
+
+# What 'lz4 -l' writes: blocks of up to 8 MiB, unpacked, each behind its size, and neither sums nor
+# an end mark. lz4 v1.10.0 programs/lz4io.c LZ4IO_decodeLegacyStream(): the magic of another frame
+# in the place of a size ends it, and so does the end of the file.
+def _lz4_legacy(data: PackedInput) -> Iterator[bytes]:
+    block = optional_package("lz4.block", "lz4", "lz4")
+    data.have(4)
+    data.offset += 4
+    full = True
+    while head := data.peek(4):
+        size = int.from_bytes(head, "little")
+        if len(head) == 4 and size > _LZ4_LONGEST:
+            if size not in _LZ4_MAGICS:
+                raise data.damaged(f"a block of {size} bytes")
+            return
+        if not any(head):
+            # Padding. No block packs to nothing.
+            break
+        packed = data.have(4 + size)[4:]
+        try:
+            out = memoryview(block.decompress(packed, uncompressed_size=_LZ4_LEGACY_BLOCK))
+        except (block.LZ4BlockError, ValueError, MemoryError) as error:
+            raise data.damaged(f"damaged ({error})") from error
+        data.offset += 4 + size
+        full = len(out) == _LZ4_LEGACY_BLOCK
+        for at in range(0, len(out), MOST):
+            yield bytes(out[at : at + MOST])
+    data.unmarked = (
+        "the last block is a full one" if full else "the last block is a short one, as it should be"
+    )
 
 
 def zstd(data: PackedInput) -> Iterator[bytes]:

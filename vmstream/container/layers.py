@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 
+from vmstream.errors import LimitError, StreamError
 from vmstream.transport.source import DigestSource, Source, Window
+from vmstream.wire.constants import MAX_EXPANSION, MAX_UNPACKED
 from vmstream.wire.parse import Qcow2Snapshot, SaveHeader
 
 
@@ -71,12 +74,41 @@ class Container:
         layers: The layers.
         digest: The input itself with its SHA-256, if that was asked for and there are layers.
         snapshot: Name or id of a snapshot that is asked for; the layer that has it sets `None`.
+        most_unpacked: Bytes that any input may unpack to.
+        packed: Counts the bytes that the outermost compressed layer has taken; `None` without one.
     """
 
     layers: list[Layer] = field(default_factory=list)
     digest: DigestSource | None = None
     snapshot: str | None = None
+    most_unpacked: int = MAX_UNPACKED
+    packed: Callable[[], int] | None = None
     _noted: list[Finding] = field(default_factory=list)
+
+    def check_expansion(self, given: int, input_size: int, offset: int, context: str) -> None:
+        """Refuse what unpacks to more than is plausible.
+
+        Up to `most_unpacked` bytes any expansion is: a guest of zero pages shrinks without end.
+        Beyond, data is to come of the input itself, however many layers are between: a long
+        stream of many passes is as legal as a short one.
+
+        Args:
+            given: Bytes that a layer has given, or claims to have.
+            input_size: Bytes of the input that they come from.
+            offset: Where the layer stands, for the error.
+            context: The layer, for the error.
+
+        Raises:
+            LimitError: It is more.
+        """
+        if given > self.most_unpacked and given > MAX_EXPANSION * input_size:
+            raise LimitError(
+                offset,
+                f"{input_size} bytes of input unpack to {given} or more, as a bomb does",
+                context=context,
+                expected=f"at most {self.most_unpacked}, or {MAX_EXPANSION} times the input",
+                advice="--max-ram SIZE allows SIZE bytes",
+            )
 
     def note(self, finding: Finding) -> None:
         """Keep a finding until it is taken."""
@@ -106,7 +138,12 @@ class ShiftedSource:
 
     def window(self, offset: int, need: int) -> Window:
         """Pass a window on, without what is in front."""
-        view, base, at_end = self.inner.window(self.start + offset, need)
+        try:
+            view, base, at_end = self.inner.window(self.start + offset, need)
+        except StreamError as error:
+            if error.behind is not None:
+                error.behind -= self.start
+            raise
         cut = min(max(0, self.start - base), len(view))
         return view[cut:], base + cut - self.start, at_end
 

@@ -12,7 +12,12 @@ from vmstream.container.layers import Container, Finding, Layer, SaveImage, Shif
 from vmstream.errors import LimitError, TruncatedError
 from vmstream.transport.source import Source
 from vmstream.wire import grammar, parse
-from vmstream.wire.constants import MAX_SAVE_XML, QEMU_SAVE_FORMATS
+from vmstream.wire.constants import LZOP_MAGIC, MAX_SAVE_XML, QEMU_SAVE_FORMATS, QEMU_VM_FILE_MAGIC
+
+# What stands behind the XML starts with one of these, by format.
+_STARTS = (
+    QEMU_VM_FILE_MAGIC, b"\x1f\x8b\x08", b"BZh", b"\xfd7zXZ\0", LZOP_MAGIC, b"\x28\xb5\x2f\xfd",
+)  # fmt: skip
 
 _CONTEXT = "libvirt header"
 _HEADER = grammar.save_header("little").sizeof()
@@ -97,6 +102,16 @@ def _note_oddities(container: Container, image: SaveImage) -> None:
                 32,
                 "offset 0x20, libvirt header: no cookie stands where the header says",
             )
+        )
+
+
+def check_start(image: SaveImage, head: bytes) -> None:
+    """Raise TruncatedError if the image ends inside the first bytes of what is behind the XML."""
+    if head and any(len(head) < len(m) and m.startswith(head) for m in _STARTS):
+        raise TruncatedError(
+            image.stream_offset + len(head),
+            "the save image ends in the first bytes of the stream",
+            context=_CONTEXT,
         )
 
 

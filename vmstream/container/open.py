@@ -11,13 +11,16 @@ from collections.abc import Callable
 from typing import Self
 
 from vmstream.container.layers import Container, Layer
-from vmstream.container.libvirt import note_format, open_save_image
-from vmstream.errors import OutputError, UnsupportedError
+from vmstream.container.libvirt import check_start, note_format, open_save_image
+from vmstream.errors import LimitError, OutputError
 from vmstream.transport.source import DigestSource, OpenSource, PipeSource, Source, spooled
-from vmstream.wire.constants import QCOW2_MAGIC
+from vmstream.wire.constants import MAX_UNPACKED, QCOW2_MAGIC
 
 # One in another; libvirt's compressed images have two, and a file of one compressed again three.
 MAX_LAYERS = 4
+
+# Layers that a message names.
+_NAMED = 8
 
 _HEAD = 16
 
@@ -29,7 +32,8 @@ _PACKED: dict[str, re.Pattern[bytes]] = {
     "xz": re.compile(rb"\xfd7zXZ\x00"),
     # Its frames may stand behind skippable ones, as those of pzstd do.
     "zstd": re.compile(rb"\x28\xb5\x2f\xfd|[\x50-\x5f]\x2a\x4d\x18"),
-    "lz4": re.compile(rb"\x04\x22\x4d\x18"),
+    # Frames, and the legacy format of 'lz4 -l'.
+    "lz4": re.compile(rb"\x04\x22\x4d\x18|\x02\x21\x4c\x18"),
     "lzop": re.compile(rb"\x89LZO\x00\r\n\x1a\n"),
 }
 
@@ -83,6 +87,8 @@ class OpenStream:
         digest: Take the SHA-256 of the input itself, if there is anything around the stream.
         spool: Directory for a copy of what comes in a pipe, so that it can be sought in.
         image_only: Stop at a libvirt save image, and leave what is in it alone.
+        max_ram: Bytes that any input may unpack to; MAX_UNPACKED if `None`.
+        max_layers: Layers that are taken off.
 
     Attributes:
         source: The stream. Its offsets are those of the stream itself, unpacked.
@@ -103,8 +109,12 @@ class OpenStream:
         digest: bool = False,
         image_only: bool = False,
         spool: str | os.PathLike[str] | None = None,
+        max_ram: int | None = None,
+        max_layers: int = MAX_LAYERS,
     ) -> None:
-        self.container = Container(snapshot=snapshot)
+        most = MAX_UNPACKED if max_ram is None else max_ram
+        self.container = Container(snapshot=snapshot, most_unpacked=most)
+        self._max_layers = max_layers
         self.source = OpenSource(path).source
         self.identity = self.source.identity
         if spool is not None and isinstance(self.source, PipeSource):
@@ -131,16 +141,23 @@ class OpenStream:
         container = self.container
         while True:
             # One byte more asked for would be the fault of a layer that ends here.
-            kind = kind_of(self.source.window(0, 1)[0][:_HEAD])
+            head = self.source.window(0, 1)[0][:_HEAD]
+            kind = kind_of(head)
             image = container.layers[-1].image if container.layers else None
             if image is not None:
                 if image_only:
                     return
+                check_start(image, bytes(head))
                 note_format(container, image, kind or "raw")
             if kind is None:
                 return
-            if len(container.layers) == MAX_LAYERS:
-                raise UnsupportedError(0, f"over {MAX_LAYERS} containers, one in another")
+            if len(container.layers) == self._max_layers:
+                raise LimitError(
+                    0,
+                    f"over {self._max_layers} containers, one in another",
+                    found=", ".join(la.kind for la in container.layers[:_NAMED]) + f", {kind}",
+                    advice=f"--max-layers {self._max_layers + 1} goes on",
+                )
             # An image is read here and there, so that nobody sees all of it in order.
             if digest and container.digest is None and kind != "qcow2":
                 self.source = container.digest = DigestSource(self.source)

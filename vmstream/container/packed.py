@@ -8,12 +8,13 @@ it raises; what it yielded before is read first, and only then the error is rais
 from __future__ import annotations
 
 import io
+import sys
 from collections.abc import Callable, Iterator
 from typing import Any
 
 from vmstream.container.layers import Container, Finding, ShiftedSource
-from vmstream.errors import FormatError, StreamError, TruncatedError
-from vmstream.transport.source import PipeSource, Source, Window
+from vmstream.errors import FormatError, LimitError, StreamError, TruncatedError
+from vmstream.transport.source import DigestSource, FileSource, PipeSource, Source, Window
 
 # Packed bytes that a codec takes at a time, and those it gives at a time at the most.
 SLICE = 128 << 10
@@ -26,11 +27,14 @@ class PackedInput:
     Attributes:
         offset: Of the next byte, absolute in the bytes of the layer.
         kind: What the data is, for messages.
+        unmarked: Set by a format without an end mark, where it ends with the input: what its last
+            bytes tell of whether they are the last.
     """
 
     def __init__(self, source: Source, kind: str, start: int = 0) -> None:
         self.offset = start
         self.kind = kind
+        self.unmarked = ""
         self._source = source
         self._view = memoryview(b"")
         self._base = start
@@ -116,6 +120,8 @@ class _Unpacked(io.RawIOBase):
             except StopIteration:
                 return 0
             except StreamError as error:
+                # Behind it in packed data is no place in what that unpacks to.
+                error.behind = None
                 self.fault = error
                 return 0
         size = min(len(buffer), len(self._chunk))
@@ -154,6 +160,9 @@ class UnpackedSource:
             self._input = PackedInput(source.inner, kind, source.start)
         else:
             self._input = PackedInput(source, kind)
+        if container.packed is None:
+            start, size = self._input.offset, _size_of_file(container, source)
+            container.packed = lambda: min(self._input.offset - start, size)
         self._stream = _Unpacked(_members(self._input, codec, more, container))
         self._pipe = PipeSource(self._stream, self.name)
         self._told = False
@@ -179,7 +188,9 @@ class UnpackedSource:
             self._told = True
             raise self._stream.fault
         # A bare stream is read to its end behind a fault too; sizes and sums are of all of it.
-        self._input.drain()
+        # But a bomb has no end that anyone lives to see.
+        if not isinstance(self._stream.fault, LimitError):
+            self._input.drain()
         return view, base, True
 
     def close(self) -> None:
@@ -187,16 +198,34 @@ class UnpackedSource:
         self._inner.close()
 
 
+# What an image on the way could make more of; no bound where the input is a pipe.
+def _size_of_file(container: Container, source: Source) -> int:
+    outermost = container.layers[0].source if container.layers else source
+    if isinstance(outermost, DigestSource):
+        outermost = outermost.inner
+    if isinstance(outermost, FileSource):
+        return outermost.stored
+    return sys.maxsize
+
+
 # Every member, and what stands behind the last: zeros are the padding of a block device.
 def _members(
     data: PackedInput, codec: Codec, more: Callable[[memoryview], bool], container: Container
 ) -> Iterator[bytes]:
+    given = 0
+    packed = container.packed or (lambda: data.offset)
     while True:
-        yield from codec(data)
+        data.unmarked = ""
+        for piece in codec(data):
+            given += len(piece)
+            container.check_expansion(given, packed(), data.offset, f"{data.kind} layer")
+            yield piece
         if not data.skip_zeros():
+            _note_unmarked(data, container)
             return
         if not more(data.peek(16)):
             break
+    _note_unmarked(data, container)
     begin = data.offset
     data.drain()
     container.note(
@@ -208,3 +237,16 @@ def _members(
             f"the {data.kind} data",
         )
     )
+
+
+def _note_unmarked(data: PackedInput, container: Container) -> None:
+    if data.unmarked:
+        container.note(
+            Finding(
+                "info",
+                "no-end-mark",
+                data.offset,
+                f"offset {data.offset:#x}, {data.kind} layer: the format has no end mark, so a "
+                f"file that was cut between two blocks looks whole; {data.unmarked}",
+            )
+        )

@@ -33,7 +33,6 @@ from vmstream.transport.source import MAPPED_WINDOW, READ_WINDOW, FileSource, So
 from vmstream.wire import parse
 from vmstream.wire.constants import (
     QCOW2_COMPRESSED,
-    QCOW2_MAGIC,
     QCOW2_MAX_L1,
     QCOW2_MAX_SNAPSHOT_TABLE,
     QCOW2_MAX_SNAPSHOTS,
@@ -54,10 +53,6 @@ _L2_CACHE = 4 << 20
 # A window that a zstd frame may ask for, bytes: a cluster has 2 MiB at the most.
 _ZSTD_WINDOW = 8 << 20
 
-# VM state a file may claim, in multiples of its own size. Zero and unallocated clusters take no
-# room, so a small file could have exabytes of them read. QEMU writes every cluster.
-_MOST_TO_ONE = 1024
-
 # Snapshots that a message names.
 _NAMED = 20
 
@@ -67,11 +62,6 @@ _ZEROS = memoryview(bytes(1 << 20))
 # Bytes of the VM state that come from one place: (where in the file, length, L2 entry). Where is
 # `None` for zeros; the entry is 0 but for a compressed cluster.
 _Run = tuple[int | None, int, int]
-
-
-def is_qcow2(head: bytes) -> bool:
-    """Whether a file starts like a qcow2 image."""
-    return head.startswith(QCOW2_MAGIC)
 
 
 @dataclass(frozen=True, slots=True)
@@ -165,7 +155,7 @@ def open_vm_state(source: Source, container: Container) -> Source:
     container.layers.append(Layer("qcow2", source, snapshot=snapshot))
     for note in image.notes:
         container.note(Finding("warning", "container", 0, f"offset 0x0, qcow2 header: {note}"))
-    return VMStateSource(source, image, snapshot)
+    return VMStateSource(source, image, snapshot, container)
 
 
 # Offsets of an image are places in the file, so it has to be one.
@@ -242,6 +232,7 @@ class VMStateSource:
         source: The image; it is closed with this.
         image: What `read_image` gave.
         snapshot: One of its snapshots.
+        container: Bounds how much VM state a file may have.
 
     **Wire** The stream is at virtual offset V, the disk size rounded up to what an L1 entry
     covers, and read through the L1 table of the snapshot. QEMU v10.1.0 block/qcow2.h
@@ -259,8 +250,15 @@ class VMStateSource:
     seekable = True
     origin = 0
 
-    def __init__(self, source: Source, image: Qcow2Image, snapshot: parse.Qcow2Snapshot) -> None:
+    def __init__(
+        self,
+        source: Source,
+        image: Qcow2Image,
+        snapshot: parse.Qcow2Snapshot,
+        container: Container | None = None,
+    ) -> None:
         self._file = _file(source)
+        self._container = container or Container()
         self.snapshot = snapshot
         self.name = source.name
         self.identity = source.identity
@@ -283,7 +281,8 @@ class VMStateSource:
 
         Raises:
             StreamError: A fault of the image inside the first `need` bytes; its offset is one in
-                the image.
+                the image, and behind `behind` there is more to read. With a `need` of 0 there is
+                none: the window ends at the fault.
         """
         size = self.snapshot.vm_state_size
         if offset >= size:
@@ -300,8 +299,9 @@ class VMStateSource:
             for run in self._runs(offset, offset + length):
                 self._read(run, offset + done, self._buffer[done : done + run[1]])
                 done += run[1]
-        except StreamError:
+        except StreamError as error:
             if done < need:
+                error.behind = self._behind(offset + done)
                 raise
         return self._buffer[:done].toreadonly(), offset, offset + done == size
 
@@ -312,13 +312,38 @@ class VMStateSource:
     # A window of the file itself, which can be mapped, where clusters follow each other for long.
     def _straight(self, offset: int, need: int) -> memoryview | None:
         most = min(self.snapshot.vm_state_size - offset, max(need, 2 * MAPPED_WINDOW))
-        host, length, entry = next(self._runs(offset, offset + most))
+        try:
+            host, length, entry = next(self._runs(offset, offset + most))
+        except StreamError:
+            return None
         if host is None or entry or length < max(need, READ_WINDOW):
             return None
         view, base, _ = self._file.window(host, need)
         view = view[host - base :][:length]
         # Fewer if the file has become shorter.
         return view if len(view) >= need else None
+
+    # Where reading can go on behind a fault at `offset`: at the next cluster that the tables have.
+    def _behind(self, offset: int) -> int:
+        size = self.snapshot.vm_state_size
+        while True:
+            # Without its table nothing is known of what an L1 entry covers.
+            step = self._cluster if self._has_table(offset // self._reach) else self._reach
+            offset = (offset // step + 1) * step
+            if offset >= size:
+                return size
+            try:
+                next(self._runs(offset, size))
+            except StreamError:
+                continue
+            return offset
+
+    def _has_table(self, index: int) -> bool:
+        try:
+            self._table(index)
+        except StreamError:
+            return False
+        return True
 
     # The L1 entries of the VM state.
     def _read_l1(self) -> array[int]:
@@ -363,12 +388,11 @@ class VMStateSource:
             )  # fmt: skip
         if begin + snapshot.l1_size * 8 > self._end:
             raise self._cut(begin + snapshot.l1_size * 8, "L1 table")
-        if snapshot.vm_state_size > _MOST_TO_ONE * self._end:
-            raise LimitError(
-                snapshot.offset + 40, "VM state that cannot be in a file of this size",
-                context=self._context, expected=f"{_MOST_TO_ONE * self._end} bytes at most",
-                found=str(snapshot.vm_state_size), advice=damaged,
-            )  # fmt: skip
+        # Zero and unallocated clusters take no room, and an entry can be in a table many times, so
+        # a small file could have exabytes read. QEMU writes every cluster.
+        self._container.check_expansion(
+            snapshot.vm_state_size, self._file.stored, snapshot.offset + 40, self._context
+        )
         self._l1_offset = begin + first * 8
         return self._words(self._l1_offset, count * 8, "L1 table")
 

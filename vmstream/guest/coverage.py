@@ -156,6 +156,14 @@ class BlockCoverage:
         return self.pages - self.sent.count()
 
 
+def unsent(blocks: tuple[RAMBlock, ...], page_size: int) -> list[BlockCoverage]:
+    """Account for blocks of which no page was seen; nothing is held for their pages."""
+    return [
+        BlockCoverage(b, -(-b.used_length // page_size), PageBitmap(0), PageBitmap(0))
+        for b in blocks
+    ]
+
+
 @dataclass(slots=True)
 class Pass:
     """One sweep over RAM, inferred.

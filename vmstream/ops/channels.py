@@ -81,6 +81,7 @@ class Channel:
     place: int = -1
     held: Event | None = None
     end: int = 0  # of what was read
+    syncs: int = 0
     over: bool = True
     damaged: bool = False
 
@@ -91,6 +92,7 @@ class Channels:
     Args:
         paths: Their files, in any order, and directories: what in those is a channel is one.
         main: Device and inode of the main channel's file.
+        max_ram: Bytes that a compressed file may unpack to, as of `OpenStream`.
 
     Attributes:
         list: The channels, those of multifd first.
@@ -104,13 +106,18 @@ class Channels:
         self,
         paths: Sequence[str | os.PathLike[str]],
         main: tuple[int, int] | None = None,
+        *,
+        max_ram: int | None = None,
     ) -> None:
+        self._max_ram = max_ram
         self.list: list[Channel] = []
         self._passed_over: list[tuple[str, str]] = []
         self._rounds: bool | None = None
         self._blocks: tuple[RAMBlock, ...] = ()
         self._packets = 0
         self._highest = -1
+        self._has_next = False  # the number that the first packet of one more channel would have
+        self._old = False  # of a QEMU before 9.0
         try:
             for path in paths:
                 if os.path.isdir(path):
@@ -151,7 +158,7 @@ class Channels:
     # Open one file; false if it is no channel and need not be.
     def _add(self, path: str, *, strict: bool = True) -> bool:
         try:
-            opened = OpenStream(path)
+            opened = OpenStream(path, max_ram=self._max_ram)
         except StreamError:
             if strict:
                 raise
@@ -191,7 +198,7 @@ class Channels:
         """Yield what is wrong with the set of channels."""
         for name, why in self._passed_over:
             yield Anomaly(0, 0, "info", "no-channel", f"{name}: {why}, passed over")
-        multifd = [c for c in self.list if c.kind == "multifd"]
+        multifd = self._multifd()
         by_id: dict[int, Channel] = {}
         for channel in multifd:
             number = channel.channel_id or 0
@@ -259,9 +266,7 @@ class Channels:
                 channel.over = False
                 while (found := self._next(channel)) is not None:
                     yield from self._hand_on(channel, found)
-        if self._packets <= self._highest and not any(c.damaged for c in self.list):
-            # The source numbers packets over all channels. Before 9.0 a SYNC can take the number of
-            # the packet ahead of it, which then has it too: their count is right all the same.
+        if self._is_incomplete() and not any(c.damaged for c in self.list):
             error = IntegrityError(
                 0,
                 f"channel {1 + max(c.channel_id or 0 for c in self.list)} of multifd is missing, "
@@ -275,9 +280,21 @@ class Channels:
                 raise error
             yield fault(error)
 
+    # The source numbers packets over all channels. Since 9.0 it does as it sends them, so that each
+    # number is there. Before, a SYNC can take the number of a packet that waits, and both have it;
+    # and what waits when all is over is not sent, one packet a channel (QEMU v7.2.0
+    # migration/multifd.c multifd_send_sync_main(), multifd_send_thread()). But the first SYNC of
+    # each channel has the number of the channel, and a channel has a packet for each SYNC.
+    def _is_incomplete(self) -> bool:
+        absent = self._highest + 1 - self._packets
+        if not self._old:
+            return absent > 0
+        syncs = min((c.syncs for c in self._multifd()), default=0)
+        return not self._has_next and absent >= max(1, syncs - 1)
+
     def _begin(self, blocks: tuple[RAMBlock, ...], decoder: Decoder) -> None:
         self._blocks = blocks
-        multifd = [c for c in self.list if c.kind == "multifd"]
+        multifd = self._multifd()
         for channel in multifd:
             if channel.page_size is not None:
                 decoder.decide_page_size(channel.page_size, "multifd")
@@ -301,12 +318,22 @@ class Channels:
             channel = min(waiting, key=_order)
             event, channel.held = channel.held, None
             if isinstance(event, MultiFDPacket):
-                self._packets += 1
-                self._highest = max(self._highest, event.packet_num)
+                self._count(channel, event)
                 if to_sync and event.flags & MultiFDFlag.SYNC:
                     waiting.remove(channel)
             if event is not None:
                 yield from self._hand_on(channel, event)
+
+    def _count(self, channel: Channel, packet: MultiFDPacket) -> None:
+        self._packets += 1
+        self._highest = max(self._highest, packet.packet_num)
+        self._has_next |= packet.packet_num == len(self._multifd())
+        if packet.flags & MultiFDFlag.SYNC:
+            channel.syncs += 1
+            self._old |= packet.pages_alloc > 0
+
+    def _multifd(self) -> list[Channel]:
+        return [c for c in self.list if c.kind == "multifd"]
 
     def _next(self, channel: Channel) -> Event | None:
         try:

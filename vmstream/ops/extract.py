@@ -81,6 +81,7 @@ class ExtractOptions:
         page_size: Target page size in bytes, if the user states it.
         arguments: The command line, for the manifest.
         shared_blocks: Names of blocks whose memory is in a file (x-ignore-shared), and the files.
+        max_ram: RAM in bytes that a block list may state; MAX_RAM if `None`.
     """
 
     output: Path | None = None
@@ -93,6 +94,7 @@ class ExtractOptions:
     page_size: int | None = None
     arguments: tuple[str, ...] = ()
     shared_blocks: tuple[tuple[str, Path], ...] = ()
+    max_ram: int | None = None
 
 
 class MapEvidence:
@@ -374,7 +376,7 @@ def extract(
     if options.manifest is not None and not layers:
         digest = source = DigestSource(source)
     outermost = layers[0].source if layers else source
-    decoder = Decoder(options.page_size, strict=not options.partial)
+    decoder = Decoder(options.page_size, strict=not options.partial, max_ram=options.max_ram)
     summary, evidence = Summary(), MapEvidence()
     with contextlib.ExitStack() as stack:
         if digest is not None:
@@ -434,7 +436,7 @@ def _peek(source: Source, options: ExtractOptions) -> Evidence | None:
         return None
     summary, found = Summary(), MapEvidence()
     try:
-        for event in quick_events(source, Decoder(options.page_size)):
+        for event in quick_events(source, Decoder(options.page_size, max_ram=options.max_ram)):
             summary.on(event)
             found.on(event)
     except StreamError:

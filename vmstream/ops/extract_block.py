@@ -48,6 +48,7 @@ class BlockOptions:
         partial: Write what is there of a damaged stream.
         force: Replace files.
         page_size: Target page size in bytes, if the user states it.
+        max_ram: RAM in bytes that a block list may state; MAX_RAM if `None`.
     """
 
     device: str | None = None
@@ -57,6 +58,7 @@ class BlockOptions:
     partial: bool = False
     force: bool = False
     page_size: int | None = None
+    max_ram: int | None = None
 
 
 class _Writer:
@@ -154,7 +156,7 @@ def extract_block(
     if options.output is not None:
         check_free(options.output, force=options.force, keep=source.identity)
         check_parent(options.output)
-    decoder = Decoder(options.page_size, strict=not options.partial)
+    decoder = Decoder(options.page_size, strict=not options.partial, max_ram=options.max_ram)
     summary = Summary()
     with contextlib.ExitStack() as stack:
         writer = _Writer(options, stack, source)

@@ -43,6 +43,10 @@ def feed(
                     raise
                 # Ahead of what the end of the input makes of the stream: it is the cause.
                 yield fault(error)
+                if error.behind is not None:
+                    view, base, _ = source.window(decoder.offset, 0)
+                    decoder.supply(view, base, at_end=True, lost=error.behind)
+                    continue
                 window = source.window(decoder.offset, decoder.need)
             decoder.supply(*window)
             yield from noted(container)

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from vmstream.container.layers import Container
 from vmstream.errors import EXIT_FINDINGS
-from vmstream.guest.coverage import KINDS, BlockCoverage, RAMCoverage
+from vmstream.guest.coverage import KINDS, BlockCoverage, RAMCoverage, unsent
 from vmstream.guest.multifd import compression_of
 from vmstream.ops.channels import ChannelCounts, Channels
 from vmstream.ops.live import LiveSummary
@@ -452,7 +452,7 @@ class Summary:
     def coverage_blocks(self) -> list[BlockCoverage]:
         """Coverage per block; blocks without a page are there too."""
         if self.coverage is None:
-            return RAMCoverage(self.blocks, self._page_size() or DEFAULT_PAGE_SIZE).blocks
+            return unsent(self.blocks, self._page_size() or DEFAULT_PAGE_SIZE)
         return self.coverage.blocks
 
     # The page size that the stream states; RAM may have been read with another.
@@ -619,6 +619,7 @@ def inspect(
     progress: Progress | None = None,
     container: Container | None = None,
     channels: Channels | None = None,
+    max_ram: int | None = None,
 ) -> tuple[models.InspectReport, int]:
     """Read a stream and account for it.
 
@@ -629,6 +630,7 @@ def inspect(
         progress: Called with (offset, size or None).
         container: What is around the stream.
         channels: Recorded beside the main one; not for `quick`.
+        max_ram: RAM in bytes that a block list may state; MAX_RAM if `None`.
 
     Returns:
         The document, and the exit status.
@@ -636,7 +638,7 @@ def inspect(
     Raises:
         StreamError: The input is no migration stream at all. Any later fault is in the document.
     """
-    decoder = Decoder(page_size)
+    decoder = Decoder(page_size, max_ram=max_ram)
     summary = Summary()
     if quick:
         for event in chain(noted(container), quick_events(source, decoder)):

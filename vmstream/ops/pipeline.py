@@ -46,6 +46,7 @@ def events(
             missing, and the decoder is strict.
     """
     decoder.origin = source.origin
+    decoder.seekable = source.seekable
     main = feed(source, decoder, progress, container)
     if channels is None:
         yield from main

@@ -76,6 +76,7 @@ class Records:
         progress: Called with (offset, size or None).
         container: What is around the stream.
         channels: Recorded beside the main one; left out of a range, which is of the main one.
+        max_ram: RAM in bytes that a block list may state; MAX_RAM if `None`.
 
     Attributes:
         findings: The anomalies so far.
@@ -92,10 +93,12 @@ class Records:
         progress: Progress | None = None,
         container: Container | None = None,
         channels: Channels | None = None,
+        max_ram: int | None = None,
     ) -> None:
         self.findings = Findings()
         self._channels = [c.name for c in channels.list] if channels is not None else []
-        self._events = events(source, Decoder(page_size), progress, container, channels)
+        decoder = Decoder(page_size, max_ram=max_ram)
+        self._events = events(source, decoder, progress, container, channels)
         self._kinds = frozenset(kinds)
         self._begin = begin
         self._end = end

@@ -9,7 +9,7 @@ from itertools import islice
 from typing import Self
 
 from vmstream.container.layers import Layer
-from vmstream.container.open import OpenStream
+from vmstream.container.open import MAX_LAYERS, OpenStream
 from vmstream.ops.channels import Channels
 from vmstream.ops.pipeline import events
 from vmstream.report.models import readable
@@ -51,18 +51,20 @@ class Stream:
         strict: bool = False,
         snapshot: str | None = None,
         channels: Sequence[str | os.PathLike[str]] = (),
+        max_ram: int | None = None,
+        max_layers: int = MAX_LAYERS,
     ) -> None:
-        self._opened = OpenStream(path, snapshot=snapshot)
+        self._opened = OpenStream(path, snapshot=snapshot, max_ram=max_ram, max_layers=max_layers)
         self._channels: Channels | None = None
         self.channels: tuple[str, ...] = ()
         self.layers: tuple[Layer, ...] = tuple(self._opened.container.layers)
-        self._decoder = Decoder(page_size, strict=strict)
+        self._decoder = Decoder(page_size, strict=strict, max_ram=max_ram)
         self._ahead: list[Event] = []
         self.machine: str | None = None
         self.blocks: tuple[RAMBlock, ...] = ()
         try:
             if channels:
-                self._channels = Channels(channels, self._opened.identity)
+                self._channels = Channels(channels, self._opened.identity, max_ram=max_ram)
                 self.channels = tuple(c.name for c in self._channels.list)
             self._events = events(
                 self._opened.source,
@@ -133,6 +135,8 @@ def open(  # noqa: A001
     strict: bool = False,
     snapshot: str | None = None,
     channels: Sequence[str | os.PathLike[str]] = (),
+    max_ram: int | None = None,
+    max_layers: int = MAX_LAYERS,
 ) -> Stream:
     """Open a migration stream: a file, or standard input for '-'.
 
@@ -147,6 +151,10 @@ def open(  # noqa: A001
         channels: Files of the channels of multifd or postcopy-preempt that were recorded beside
             this one, or directories of them. What is in them comes as `ChannelEvent`, where it
             belongs.
+        max_ram: Bytes of RAM that the stream may state, and that any input may unpack to; by
+            default 4 TiB of RAM, and 8 GiB unpacked. What is larger and not 1000 times as large
+            as the input may be unpacked in any case.
+        max_layers: Containers, one in another, that are taken off.
 
     Raises:
         OSError: It cannot be opened.
@@ -157,4 +165,12 @@ def open(  # noqa: A001
         ...     print(stream.machine, stream.page_size, [b.idstr for b in stream.blocks])
         ...     pages = sum(len(e) for e in stream if isinstance(e, vmstream.PageBatch))
     """
-    return Stream(path, page_size=page_size, strict=strict, snapshot=snapshot, channels=channels)
+    return Stream(
+        path,
+        page_size=page_size,
+        strict=strict,
+        snapshot=snapshot,
+        channels=channels,
+        max_ram=max_ram,
+        max_layers=max_layers,
+    )

@@ -187,6 +187,7 @@ class MultiFDDecoder(SansIO):
             *self._in.take(self._head_size + size),
             MultiFDFlag(flags),
             packet_num,
+            alloc,
             self._index[name.rstrip(b"\0")] if counts else -1,
             offsets[:normal],
             offsets[normal:] if counts else _NO_OFFSETS,

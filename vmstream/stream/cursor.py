@@ -36,9 +36,11 @@ class Cursor:
         view: The window, borrowed.
         base: Absolute offset of its first byte.
         at_end: The input ends with the window.
+        lost: The window ends at bytes that cannot be had; the offset behind them.
     """
 
     def __init__(self) -> None:
+        self.lost: int | None = None
         self.offset = 0
         self.need = 1
         self.view = memoryview(b"")
@@ -87,11 +89,21 @@ class Cursor:
         data = bytes(self.rest()[:size])
         self.offset = here
         self._forget()
+        # What is lost further on is not lost here.
+        self.lost = None
         return data
 
     # The window may be somewhere else.
     def _forget(self) -> None:
         self.view, self.base, self.at_end = memoryview(b""), self.offset, False
+
+    def skip_lost(self) -> tuple[int, int]:
+        """Move behind the bytes that cannot be had; return the range that was left out."""
+        begin = self.offset
+        self.offset = max(begin, self.lost or 0)
+        self.lost = None
+        self._forget()
+        return begin, self.offset
 
     def take(self, size: int) -> tuple[int, int]:
         """Move behind the next `size` bytes; return their range, for an event."""
@@ -133,17 +145,20 @@ class SansIO(ABC):
         """Bytes that the next step takes from `offset` on."""
         return self._in.need
 
-    def supply(self, view: memoryview, offset: int, at_end: bool) -> None:
+    def supply(self, view: memoryview, offset: int, at_end: bool, lost: int | None = None) -> None:
         """Give the window to decode from.
 
         Args:
             view: The bytes; borrowed until the next call.
             offset: Absolute offset of the first, at most `self.offset`.
             at_end: The input ends with this window.
+            lost: It does not, but the bytes from there up to this offset cannot be had, which the
+                caller has told already. What can be picked up behind them is.
         """
         self._in.view = view
         self._in.base = offset
         self._in.at_end = at_end
+        self._in.lost = lost
 
     def next_event(self) -> Event | NeedData | None:
         """Return the next event, NEED_DATA, or `None` behind the last event.

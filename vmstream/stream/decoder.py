@@ -54,6 +54,7 @@ from vmstream.wire import grammar, parse
 from vmstream.wire.constants import (
     MAX_CONFIGURATION,
     MAX_DEVICE_TAIL,
+    TARGET_PAGE_BITS,
     MigCmd,
     SectionType,
 )
@@ -75,6 +76,7 @@ class Decoder(SansIO):
 
     Args:
         page_size: Target page size in bytes, if the caller knows better than the stream.
+        max_ram: RAM in bytes that a block list may state; MAX_RAM if `None`.
         strict: Raise the first StreamError. Otherwise a fault becomes an `Anomaly` with the
             error, a `Gap` over what could not be read, and decoding goes on behind it.
 
@@ -83,10 +85,12 @@ class Decoder(SansIO):
         strict: As given.
     """
 
-    def __init__(self, page_size: int | None = None, *, strict: bool = False) -> None:
+    def __init__(
+        self, page_size: int | None = None, *, strict: bool = False, max_ram: int | None = None
+    ) -> None:
         super().__init__(Cursor(), strict=strict)
         self.footers: bool | None = None
-        self._ram = RAMReader(self._in, page_size, strict=strict)
+        self._ram = RAMReader(self._in, page_size, strict=strict, max_ram=max_ram)
         self._live: dict[int, parse.SectionHead] = {}
         self._handlers = LiveHandlers()
         self._readers: dict[int, LiveReader | None] = {}
@@ -101,6 +105,15 @@ class Decoder(SansIO):
     @origin.setter
     def origin(self, offset: int) -> None:
         self._ram.origin = offset
+
+    @property
+    def seekable(self) -> bool:
+        """Windows can be had in any order, which mapped-ram takes."""
+        return self._ram.seekable
+
+    @seekable.setter
+    def seekable(self, value: bool) -> None:
+        self._ram.seekable = value
 
     @property
     def page_size(self) -> int | None:
@@ -119,15 +132,54 @@ class Decoder(SansIO):
     # ---- the stream --------------------------------------------------------------------
 
     def _stream(self) -> Steps:
+        yield from self._guarded(self._head_and_items())
+        while True:
+            if self._in.lost is None:
+                self._ram.assume_page_size()
+                yield from self._drain("incomplete, or not readable")
+                if self._in.lost is None:
+                    return
+                self._live.clear()  # the place was lost before, and not by this
+            yield Gap(*self._in.skip_lost(), "not readable where it is stored")
+            if self._live and self.footers:
+                yield from self._guarded(self._from_a_footer())
+
+    def _head_and_items(self) -> Steps:
+        yield from self._head()
+        yield from self._items()
+
+    # A fault ends the steps. Where bytes are lost that was told, and the input does not end.
+    def _guarded(self, steps: Steps) -> Steps:
         try:
-            yield from self._head()
-            yield from self._items()
+            yield from steps
         except StreamError as error:
             if self.strict:
                 raise
-            yield fault(error)
-        self._ram.assume_page_size()
-        yield from self._drain("incomplete, or not readable")
+            if self._in.lost is None or not isinstance(error, TruncatedError):
+                yield fault(error)
+
+    # Go on behind the first footer of an iterable section that an item follows.
+    def _from_a_footer(self) -> Steps:
+        begin = self._in.offset
+        while True:
+            at_end, view = self._in.at_end, self._in.rest()
+            found = []
+            for live in self._live.values():
+                place, here = find_footer(view, 0, live.section_id, live=True, at_end=at_end)
+                found.append((place, not here, live.section_id))
+            size, missed, section_id = min(found)
+            self._in.take(size)
+            if not missed:
+                break
+            if (yield from self._is_all(at_end)):
+                self._in.take(self._in.left())
+                break
+        if self._in.offset > begin:
+            yield Gap(begin, self._in.offset, "not readable, up to the next footer")
+        if not missed:
+            self._ram.lose_block()
+            yield from self._footer(self._live[section_id])
+            yield from self._items()
 
     def _head(self) -> Steps:
         yield from self._in.want(8)
@@ -157,7 +209,7 @@ class Decoder(SansIO):
                     ) from None
                 size *= 2
         if found.target_page_bits is not None:
-            if not 8 <= found.target_page_bits <= 24:
+            if found.target_page_bits not in TARGET_PAGE_BITS:
                 raise FormatError(
                     self._in.offset,
                     "impossible target page size",
@@ -358,6 +410,7 @@ class Decoder(SansIO):
             yield from self._footer(head)
 
     def _device_tail(self) -> Steps:
+        self._live.clear()  # all of them have ended
         held = bytearray()
         zeros = 0
         base = self._in.offset

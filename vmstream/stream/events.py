@@ -364,6 +364,7 @@ class MultiFDPacket:
     Attributes:
         flags: How it is compressed, and whether it ends a generation (SYNC).
         packet_num: Counted over all channels by the source.
+        pages_alloc: Pages that it has room for as it says, 0 in a SYNC packet since 9.0.
         block: Index in the block list; -1 for a packet that counts for nothing, since it has no
             pages or its block or offsets are damaged.
         normal: Offsets of pages with data in the block, bytes, uint64 (n,).
@@ -376,6 +377,7 @@ class MultiFDPacket:
     end: int
     flags: MultiFDFlag
     packet_num: int
+    pages_alloc: int
     block: int
     normal: NDArray[np.uint64]
     zero: NDArray[np.uint64]

@@ -11,16 +11,35 @@ from collections.abc import Generator
 from dataclasses import dataclass
 
 import numpy as np
+from numpy.typing import NDArray
 
-from vmstream.errors import IntegrityError, LimitError, StreamError, TruncatedError, quoted
+from vmstream.errors import (
+    IntegrityError,
+    LimitError,
+    StreamError,
+    TruncatedError,
+    UnsupportedError,
+    quoted,
+)
 from vmstream.stream.cursor import Cursor, NeedData, Steps
-from vmstream.stream.events import MappedBlock, MappedPages
+from vmstream.stream.events import Anomaly, MappedBlock, MappedPages
+from vmstream.stream.limits import check_ram
 from vmstream.wire import parse
-from vmstream.wire.constants import MAX_RAM, MAX_RAM_BLOCKS, TARGET_PAGE_SIZES
+from vmstream.wire.constants import MAX_RAM_BLOCKS, TARGET_PAGE_SIZES
 from vmstream.wire.layout import RAM_WORD_SIZE
 
-# Bytes of one bitmap: 8 TiB of RAM.
-_MAX_BITMAP = 256 << 20
+# Pages whose bits are unpacked at a time, a byte for each.
+_AT_ONCE = 1 << 20
+
+# Bytes of a big-endian long; 1 is little-endian, where longs of any size read the same.
+_ORDERS = (1, 8, 4)
+
+# To tell the order of bitmaps: bytes of each that are looked through, longs of it at the most, and
+# bytes of pages in all; and how many times as many contradictions an order has that is not the one.
+_LOOKED_THROUGH = 1 << 20
+_LONGS = 16
+_LOOKED_AT = 16 << 20
+_CLEARLY = 8
 
 # Unset pages in a row that are not read to get at what is behind them, bytes.
 _SKIPPED = 1 << 20
@@ -44,9 +63,26 @@ class Area:
     pages: int
     end: int
 
+    @property
+    def count(self) -> int:
+        """Pages of the block."""
+        return self.entry.block.used_length // self.entry.page_size
+
+    @property
+    def left_out(self) -> bool:
+        """The block has neither bitmap nor area: its memory is shared."""
+        return self.end == self.bitmap
+
 
 def mapped_blocks(
-    cursor: Cursor, total: int, context: str, *, ignore_shared: bool, origin: int
+    cursor: Cursor,
+    total: int,
+    context: str,
+    *,
+    ignore_shared: bool,
+    origin: int,
+    max_ram: int,
+    seekable: bool,
 ) -> Generator[NeedData, None, tuple[list[Area], StreamError | None]]:
     """Look through the list of blocks; the cursor stays at the MEM_SIZE word.
 
@@ -56,6 +92,8 @@ def mapped_blocks(
         context: For errors.
         ignore_shared: The capability x-ignore-shared was on.
         origin: Offset of the stream's first byte in the file.
+        max_ram: Bytes that the list may state.
+        seekable: The input is one to seek in. Otherwise the first block is all that can be had.
 
     Returns:
         The blocks, and what is wrong with the one behind them: an entry that contradicts another,
@@ -63,18 +101,16 @@ def mapped_blocks(
     """
     areas: list[Area] = []
     try:
-        if total > MAX_RAM:
-            raise LimitError(
-                cursor.offset,
-                f"RAM of {total:#x} bytes",
-                context=context,
-                expected=f"at most {MAX_RAM:#x}",
-            )
+        check_ram(max_ram, total, None, cursor.offset, context)
         at, left = cursor.offset + RAM_WORD_SIZE, total
         while left:
             if len(areas) >= MAX_RAM_BLOCKS:
                 raise LimitError(at, f"over {MAX_RAM_BLOCKS} RAM blocks", context=context)
-            data = yield from cursor.peek(at, parse.LONGEST_MAPPED_ENTRY)
+            if seekable:
+                data = yield from cursor.peek(at, parse.LONGEST_MAPPED_ENTRY)
+            else:
+                yield from cursor.want(RAM_WORD_SIZE + parse.LONGEST_MAPPED_ENTRY)
+                data = bytes(cursor.rest()[RAM_WORD_SIZE:][: parse.LONGEST_MAPPED_ENTRY])
             try:
                 entry, size = parse.mapped_ram_block(data, at, ignore_shared=ignore_shared)
             except parse.Short:
@@ -94,7 +130,17 @@ def mapped_blocks(
                 end = pages + entry.block.used_length
                 area = Area(entry, at, entry.bitmap_offset - origin, pages, end)
             _check(area, at + size, left, context)
+            if not areas:
+                # All have pages of one size.
+                check_ram(max_ram, total, entry.page_size, at, context)
             areas.append(area)
+            if not seekable:
+                raise UnsupportedError(
+                    at + size,
+                    "mapped-ram takes an input to seek in, and this is a pipe or compressed",
+                    context=context,
+                    advice="save it to a file first, unpacked, or give --spool DIR for a pipe",
+                )
             left -= entry.block.used_length
             at = area.end
     except StreamError as error:
@@ -122,45 +168,148 @@ def _check(area: Area, behind: int, left: int, context: str) -> None:
             expected="the entry, the bitmap, then the pages, as long as the total",
             found=what,
         )
-    if _bitmap_size(entry) > _MAX_BITMAP:
-        raise LimitError(area.offset, f"a bitmap of {_bitmap_size(entry)} bytes", context=context)
 
 
-# Whole words of 64 bits. QEMU v10.1.0 migration/ram.c mapped_ram_setup_ramblock().
+# Whole longs, of 4 bytes at the least. QEMU v10.1.0 migration/ram.c mapped_ram_setup_ramblock().
 def _bitmap_size(entry: parse.MappedEntry) -> int:
-    return -(-(entry.block.used_length // entry.page_size) // 64) * 8
+    return -(-(entry.block.used_length // entry.page_size) // 32) * 4
 
 
-def mapped_pages(cursor: Cursor, index: int, area: Area, context: str) -> Steps:
-    """Yield the events of one block; the cursor moves behind its page area."""
+def bitmap_order(
+    cursor: Cursor, areas: list[Area]
+) -> Generator[NeedData, None, tuple[int, Anomaly | None]]:
+    """Infer in which order the host that wrote the bitmaps has the bytes of a long.
+
+    Nothing states it, and the guest's machine type does not tell the host. But bits behind the last
+    page of a block are never set, and most pages that a bitmap has hold something, while those that
+    it does not have are mostly holes. Only what is clearly so is taken for big-endian.
+
+    Args:
+        cursor: Where decoding stands. It stays there.
+        areas: The blocks.
+
+    Returns:
+        Bytes of a big-endian long, or 1 for little-endian, whatever the size of its longs; and a
+        finding, if there is anything to say.
+    """
+    fitting = list(_ORDERS)
+    areas = [a for a in areas if not a.left_out]
+    if not areas:
+        return 1, None
+    for area in areas:
+        count = area.count
+        whole = count // 64 * 8
+        if count % 64:
+            at = area.bitmap + whole
+            tail = yield from cursor.peek(at, min(8, area.pages - at))
+            fitting = [o for o in fitting if not _bits(tail, 0, 64, o)[count % 64 :].any()]
+        if fitting == [1]:
+            break
+    if fitting == [1]:
+        return 1, None
+    if not fitting:
+        evidence = "but in every order they have bits behind the last page of a block"
+        return 1, _order_finding(areas, "warning", 1, evidence)
+    if len(fitting) == 1:
+        evidence = "read as little-endian they have bits behind the last page of a block"
+        return fitting[0], _order_finding(areas, "info", fitting[0], evidence)
+    wrong = yield from _contradictions(cursor, areas)
+    best = min(fitting, key=lambda order: wrong[order])
+    if best == 1:
+        return 1, None
+    evidence = f"of the pages looked at {wrong[best]} contradict it, {wrong[1]} little-endian"
+    if 1 not in fitting or wrong[1] > _CLEARLY * wrong[best]:
+        return best, _order_finding(areas, "info", best, evidence)
+    evidence = f"but of the pages looked at {wrong[1]} contradict it, {wrong[best]} big-endian"
+    return 1, _order_finding(areas, "warning", 1, evidence)
+
+
+def _order_finding(areas: list[Area], severity: str, order: int, evidence: str) -> Anomaly:
+    at = areas[0].bitmap
+    taken = "little-endian" if order == 1 else f"big-endian, longs of {order} bytes"
+    return Anomaly(
+        at,
+        at,
+        severity,
+        "bitmap-order",
+        f"offset {at:#x}: the bitmaps are taken for those of a host that is {taken} (inferred): "
+        f"{evidence}",
+    )
+
+
+# How many of some pages contradict each order: there by the bitmap and all zero, or not there and
+# not zero. Only those are looked at of which the orders say different things.
+def _contradictions(cursor: Cursor, areas: list[Area]) -> Generator[NeedData, None, dict[int, int]]:
+    wrong = dict.fromkeys(_ORDERS, 0)
+    looked = 0
+    for area in areas:
+        size = area.entry.page_size
+        bitmap = yield from cursor.peek(area.bitmap, min(_bitmap_size(area.entry), _LOOKED_THROUGH))
+        longs = np.frombuffer(bitmap + bytes(-len(bitmap) % 8), "<u8")
+        odd = np.flatnonzero(longs != longs.byteswap())
+        for first in (odd[:: max(1, odd.size // _LONGS)][:_LONGS] * 64).tolist():
+            pages = min(64, area.count - first)
+            if looked and looked + pages * size > _LOOKED_AT:
+                break
+            looked += pages * size
+            data = yield from cursor.peek(area.pages + first * size, pages * size)
+            there = np.frombuffer(data[: len(data) // size * size], np.uint8).reshape(-1, size)
+            filled: NDArray[np.bool_] = np.logical_or.reduce(there, axis=1)
+            for order in _ORDERS:
+                said = _bits(bitmap, first, len(filled), order)
+                wrong[order] += int(np.count_nonzero(said != filled))
+    return wrong
+
+
+# Which of `count` pages from `first`, a multiple of 64, are set in a bitmap.
+def _bits(bitmap: bytes, first: int, count: int, order: int) -> NDArray[np.bool_]:
+    data = bitmap[first // 8 : first // 8 + -(-count // 64) * 8]
+    data += bytes(-(-count // 64) * 8 - len(data))
+    longs = np.frombuffer(data, np.uint8).reshape(-1, order)[:, ::-1]
+    return np.unpackbits(longs.ravel(), count=count, bitorder="little").view(np.bool_)
+
+
+def mapped_pages(cursor: Cursor, index: int, area: Area, order: int, context: str) -> Steps:
+    """Yield the events of one block; the cursor moves behind its page area.
+
+    Args:
+        cursor: Where decoding stands.
+        index: Of the block.
+        area: The block.
+        order: What `bitmap_order` found.
+        context: For errors.
+    """
     entry = area.entry
-    size, count = entry.page_size, entry.block.used_length // entry.page_size
+    size, count = entry.page_size, area.count
     context = f"{context}, block {quoted(entry.block.idstr)}"
-    if area.end == area.bitmap:  # left out
+    if area.left_out:
         yield MappedBlock(*cursor.take(area.end - cursor.offset), index, size, area.bitmap)
         return
-    bitmap = yield from cursor.peek(area.bitmap, _bitmap_size(entry))
+    bitmap = yield from cursor.peek(area.bitmap, -(-count // 64) * 8)
     if len(bitmap) < _bitmap_size(entry):
         raise TruncatedError(area.bitmap + len(bitmap), "the input ends", context=context)
-    # Longs of the host that wrote it: of a little-endian one, bit i of byte n is page 8 n + i.
-    bits = np.unpackbits(np.frombuffer(bitmap, np.uint8), count=count, bitorder="little")
-    present = bits.view(np.bool_)
     yield from _reach(cursor, area.pages, context)
     yield MappedBlock(*cursor.take(area.pages - cursor.offset), index, size, area.bitmap)
-    page = 0
+    for first in range(0, count, _AT_ONCE):
+        present = _bits(bitmap, first, min(_AT_ONCE, count - first), order)
+        yield from _stretches(cursor, index, present, first, size, context)
+
+
+# The events of some pages of a block from `first` on; the cursor is there, and moves behind them.
+def _stretches(
+    cursor: Cursor, index: int, present: NDArray[np.bool_], first: int, size: int, context: str
+) -> Steps:
+    page, count = 0, len(present)
     while page < count:
+        at = (first + page) * size
         if not present[page]:
             following = page + int(present[page:].argmax())
             following = following if present[following] else count
             if following == count or (following - page) * size >= _SKIPPED:
-                yield from _reach(cursor, cursor.offset + (following - page) * size, context)
+                length = (following - page) * size
+                yield from _reach(cursor, cursor.offset + length, context)
                 yield MappedPages(
-                    *cursor.take((following - page) * size),
-                    index,
-                    page * size,
-                    size,
-                    present[page:following],
-                    memoryview(b""),
+                    *cursor.take(length), index, at, size, present[page:following], memoryview(b"")
                 )
                 page = following
                 continue
@@ -169,7 +318,7 @@ def mapped_pages(cursor: Cursor, index: int, area: Area, context: str) -> Steps:
         # Up to the last that is there: what comes behind may be long.
         part = part[: len(part) - int(part[::-1].argmax())] if part.any() else part
         data = cursor.rest()[: len(part) * size]
-        yield MappedPages(*cursor.take(len(data)), index, page * size, size, part, data)
+        yield MappedPages(*cursor.take(len(data)), index, at, size, part, data)
         page += len(part)
 
 

@@ -20,7 +20,8 @@ from vmstream.stream.events import (
     VMDescription,
     fault,
 )
-from vmstream.stream.mapped import mapped_blocks, mapped_pages
+from vmstream.stream.limits import check_ram
+from vmstream.stream.mapped import bitmap_order, mapped_blocks, mapped_pages
 from vmstream.stream.probe import next_record, probe_page_size
 from vmstream.stream.scanner import BadRecord, RAMState, scan_records
 from vmstream.stream.tail import describe
@@ -52,24 +53,31 @@ class RAMReader:
         cursor: Where decoding stands. Moved.
         page_size: Target page size in bytes, if the caller knows it.
         strict: Raise the first fault.
+        max_ram: RAM in bytes that a block list may state; MAX_RAM if `None`.
 
     Attributes:
         capabilities: Of the configuration section; they say how the block list reads.
         page_size: Target page size, bytes; `None` until it is decided.
         page_size_source: Who decided.
         origin: Offset of the stream's first byte in the file that mapped-ram offsets are of.
+        seekable: Windows can be had in any order.
     """
 
-    def __init__(self, cursor: Cursor, page_size: int | None, *, strict: bool) -> None:
+    def __init__(
+        self, cursor: Cursor, page_size: int | None, *, strict: bool, max_ram: int | None = None
+    ) -> None:
         self.capabilities: tuple[bytes, ...] = ()
         self.page_size = page_size
         self.page_size_source: str | None = "argument" if page_size else None
         self._in = cursor
         self._strict = strict
+        self._max_ram = MAX_RAM if max_ram is None else max_ram
         self._assumed = False  # RAM was read with the default page size, nothing told it
         self._probed = 0  # up to here the page size was looked for
         self._state: RAMState | None = None
+        self._block_lost = False  # the record that named the current block may be lost
         self.origin = 0
+        self.seekable = True
         self._mapped = False
 
     def decide_page_size(self, size: int, source: str) -> None:
@@ -88,6 +96,9 @@ class RAMReader:
         stated = event.layout.page_size if event.layout else None
         if stated is None:
             return
+        if self._state is not None:
+            total = int(self._state.used_length.sum())
+            check_ram(self._max_ram, total, stated, event.offset, "vmdescription")
         if not self._assumed or stated == DEFAULT_PAGE_SIZE:
             self.decide_page_size(stated, "vmdescription")
         used = self.page_size or DEFAULT_PAGE_SIZE
@@ -147,6 +158,9 @@ class RAMReader:
             undecided = self.page_size is None and self._in.left() >= RAM_WORD_SIZE
             if undecided and self._in.offset >= self._probed:
                 yield from self._probe(ram)
+            if self._block_lost:
+                self._find_block(ram)
+                self._block_lost = ram.current < 0
             view = self._in.view
             if self.page_size is not None:
                 ram.page_size = self.page_size
@@ -176,6 +190,23 @@ class RAMReader:
                 self._probed = self._in.offset  # the record may go on behind it
             elif (yield from self._control(context, pos)):
                 return
+
+    def lose_block(self) -> None:
+        """Forget which block CONTINUE means: a record with another name may be lost."""
+        if self._state is not None and not self._state.flat and len(self._state.blocks) > 1:
+            self._state.current = -1
+            self._block_lost = True
+
+    # Behind lost bytes: an address that is in one block alone tells which block CONTINUE means.
+    def _find_block(self, ram: RAMState) -> None:
+        if self._in.left() < RAM_WORD_SIZE:
+            return
+        (word,) = _read_word(self._in.view, self._in.place)
+        addr, flags = split_head(word, self.page_size or DEFAULT_PAGE_SIZE)
+        if flags & PAGE_KINDS and flags & RAMSaveFlag.CONTINUE:
+            within = [i for i, b in enumerate(ram.blocks) if addr < b.used_length]
+            if len(within) == 1:
+                ram.current = within[0]
 
     # A RAM word that is no page record; true behind EOS.
     def _control(self, context: str, pos: int) -> Generator[Event | NeedData, None, bool]:
@@ -221,23 +252,32 @@ class RAMReader:
             blocks = tuple(
                 RAMBlock(e.idstr, e.used_length, e.host_page_size, e.gpa) for e in entries
             )
-        if sum(b.used_length for b in blocks) > MAX_RAM:
-            raise LimitError(
-                self._in.offset,
-                f"RAM of {total:#x} bytes",
-                context=context,
-                expected=f"at most {MAX_RAM:#x}",
-            )
+        check_ram(
+            self._max_ram,
+            sum(b.used_length for b in blocks),
+            self.page_size,
+            self._in.offset,
+            context,
+        )
         self._state = RAMState(blocks, flat=head.version_id == 3, context=context)
         yield RAMBlockList(*self._in.take(RAM_WORD_SIZE + used), total, blocks)
 
     def _mapped_ram(self, total: int, context: str) -> Steps:
         shared = CAP_IGNORE_SHARED in self.capabilities
         entries, error = yield from mapped_blocks(
-            self._in, total, context, ignore_shared=shared, origin=self.origin
+            self._in,
+            total,
+            context,
+            ignore_shared=shared,
+            origin=self.origin,
+            max_ram=self._max_ram,
+            seekable=self.seekable,
         )
         if error is not None and (self._strict or not entries):
             raise error
+        order, finding = 1, None
+        if self.seekable:
+            order, finding = yield from bitmap_order(self._in, entries)
         found = (e.entry.block for e in entries)
         blocks = tuple(RAMBlock(b.idstr, b.used_length, None, b.gpa) for b in found)
         self._state = RAMState(blocks, context=context)
@@ -245,8 +285,12 @@ class RAMReader:
         for size in {e.entry.page_size for e in entries}:
             self.decide_page_size(size, "mapped-ram")
         yield RAMBlockList(*self._in.take(RAM_WORD_SIZE), total, blocks)
+        if error is not None and not self.seekable:
+            raise error
+        if finding is not None:
+            yield finding
         for index, entry in enumerate(entries):
-            yield from mapped_pages(self._in, index, entry, context)
+            yield from mapped_pages(self._in, index, entry, order, context)
         if error is not None:
             raise error
 
@@ -292,4 +336,7 @@ class RAMReader:
                 advice=f"read the stream with --page-size {found}",
             )
         else:
+            check_ram(
+                self._max_ram, int(ram.used_length.sum()), found, self._in.offset, ram.context
+            )
             self.decide_page_size(found, "probe")

@@ -154,6 +154,9 @@ class FileSource:
         status = os.fstat(fd)
         self.identity = status.st_dev, status.st_ino
         self.size: int | None = max(0, os.lseek(fd, 0, os.SEEK_END) - start)
+        # Bytes that it takes on disk, fewer for a sparse one. Devices have no blocks, and some file
+        # systems do not say.
+        self.stored = min(self.size, status.st_blocks * 512 or self.size)
         self._buffer: memoryview | None = None
         self._sample = [bytearray(1)]
         self._ahead: _Ahead | None = None

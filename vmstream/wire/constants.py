@@ -21,6 +21,7 @@ FOREIGN_MAGICS: dict[bytes, tuple[str, str]] = {
     b"\xfd7zXZ\x00": ("xz data", _OPENED),
     b"BZh": ("bzip2 data", _OPENED),
     b"\x04\x22\x4d\x18": ("lz4 data", _OPENED),
+    b"\x02\x21\x4c\x18": ("lz4 data", _OPENED),
     b"\x89LZO": ("lzop data", _OPENED),
     b"\x11\x22\x33\x44": (
         "a multifd channel",
@@ -112,6 +113,7 @@ ENCODING_FLAG_XBZRLE = 0x01
 # target/*/cpu-param.h: every page size a system target has, the usual one first.
 TARGET_PAGE_SIZES = (4096, 1024, 8192, 16384, 65536, 256, 2048, 32768)
 DEFAULT_PAGE_SIZE = 4096
+TARGET_PAGE_BITS = range(8, 25)  # what configuration/target-page-bits may state
 
 # QEMU v10.1.0 migration/multifd.h, migration/multifd.c MULTIFD_MAGIC, MULTIFD_VERSION.
 MULTIFD_MAGIC = b"\x11\x22\x33\x44"
@@ -252,7 +254,9 @@ QCOW2_MAX_L1 = 32 << 20
 
 # Bounds of our own: what a stream may make us hold. QEMU sets none of them.
 MAX_RAM_BLOCKS = 4096
-MAX_RAM = 1 << 44  # bytes a block list may state: each page takes a few bits
+MAX_RAM = 1 << 42  # bytes a block list may state, in pages of 4 KiB: each takes 3 bits at most
+MAX_UNPACKED = 8 << 30  # bytes that any input may unpack to, or an image may map
+MAX_EXPANSION = 1000  # how many times its own size it may unpack to beyond that
 MAX_CONFIGURATION = 64 << 10
 MAX_DEVICE_TAIL = 256 << 20
 MAX_VMDESCRIPTION = 64 << 20

@@ -13,7 +13,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from vmstream.wire.constants import MAX_VMDESCRIPTION
+from vmstream.wire.constants import MAX_VMDESCRIPTION, TARGET_PAGE_BITS
 
 SUBSECTION_FRAME = 1 + 1 + 4
 
@@ -60,6 +60,14 @@ def _count(value: object) -> int:
     number = _integer(value)
     if not 0 <= number < 1 << 48:
         raise ValueError(f"no size: {number}")
+    return number
+
+
+# As configuration/target-page-bits may state it.
+def _page_size(value: object) -> int:
+    number = _count(value)
+    if number not in (1 << bits for bits in TARGET_PAGE_BITS):
+        raise ValueError(f"no page size: {number}")
     return number
 
 
@@ -133,7 +141,7 @@ def load(text: bytes) -> VMDescriptionLayout:
             for d in _list(tree["devices"])
         )
         page_size = tree.get("page_size")
-        return VMDescriptionLayout(None if page_size is None else _count(page_size), devices)
+        return VMDescriptionLayout(None if page_size is None else _page_size(page_size), devices)
     except RecursionError as exc:
         raise ValueError("nested too deep") from exc
     except (KeyError, TypeError, AttributeError, UnicodeError) as exc:
