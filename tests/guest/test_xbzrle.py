@@ -137,3 +137,25 @@ def test_pages_in_parts(at_once: int, monkeypatch: pytest.MonkeyPatch) -> None:
 def test_nothing() -> None:
     none = np.zeros(0, np.int64)
     assert not len(apply_deltas(memoryview(b""), none, none, np.zeros((0, PAGE), np.uint8)))
+
+
+def test_a_few_long_payloads_are_not_walked_in_step(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A step costs as much for two pages as for a hundred; most PARTs of a small guest are so."""
+    walked: list[int] = []
+    stride = xbzrle_module._stride
+
+    def counting(
+        packed: np.ndarray, rows: list[np.ndarray], move: xbzrle_module._Mover
+    ) -> np.ndarray:
+        walked.append(len(rows[0]))
+        return stride(packed, rows, move)
+
+    monkeypatch.setattr(xbzrle_module, "_stride", counting)
+    payloads = [b"\5\3abc"] * 100 + [b"\2\1x" * 500] * 2
+    window = b"".join(payloads)
+    length = np.array([len(p) for p in payloads])
+    pages = np.zeros((len(payloads), PAGE), np.uint8)
+    assert apply_deltas(memoryview(window), np.cumsum(length) - length, length, pages).all()
+    assert walked == []
+    assert bytes(pages[50, :10]) == b"\0\0\0\0\0abc\0\0"
+    assert bytes(pages[101, :1500]) == b"\0\0x" * 500

@@ -106,6 +106,8 @@ def _walk(
         going = place < end
         if not going.all():
             walked = [c[going] for c in walked]
+            if len(walked[0]) <= _FEW:
+                break
         zero = _stride(packed, walked, move)
         if zero.any():
             valid[walked[0][zero]] = False
