@@ -291,3 +291,43 @@ def test_the_manifest_has_the_hash_of_the_file(name: str, tmp_path: Path) -> Non
     assert told["input_sha256"] == hashlib.sha256(path.read_bytes()).hexdigest()
     assert told["input_size"] == path.stat().st_size
     assert told["outputs"][0]["sha256"] == hashlib.sha256((tmp_path / "x").read_bytes()).hexdigest()
+
+
+# -- a stream behind other bytes (file:PATH,offset=N) ---------------------------------------------
+
+
+@pytest.mark.parametrize("front", [b"\0" * 4096, b"some header of 33 bytes, or longer"])
+def test_an_offset(front: bytes, tmp_path: Path) -> None:
+    stream = STREAM[:8] + b"\7" + STREAM[9:]
+    assert layers(tmp_path / "x", front + stream) == (["offset"], stream)
+    with OpenStream(tmp_path / "x") as opened:
+        (finding,) = opened.container.take_findings()
+    assert (finding.severity, finding.code, finding.offset) == ("info", "offset", len(front))
+    with pipe_of(front + stream) as source:
+        assert whole(source) == front + stream
+
+
+def test_no_offset(tmp_path: Path) -> None:
+    """Too far in, of another version, in front of nothing, or behind what is no header of ours."""
+    stream = STREAM[:8] + b"\7" + STREAM[9:]
+    for data in (
+        bytes(1 << 20) + stream,
+        bytes(100) + b"QEVM\0\0\0\2\7",
+        bytes(100) + stream[:8] + b"\x09",
+        b"\x11\x22\x33\x44" + bytes(60) + stream,
+        STREAM[:8] + b"\x09" + stream,
+    ):
+        assert layers(tmp_path / "x", data) == ([], data)
+
+
+@pytest.mark.parametrize("name", ["plain-7.2-pc", "old-5.2-pc-i440fx-2.3"])
+def test_real_streams_at_an_offset(name: str, tmp_path: Path) -> None:
+    path, block = tmp_path / "x", tmp_path / "block"
+    path.write_bytes(b"\xa5" * 12345 + open_fixture(name))
+    run = vmstream("extract-ram", path, "--block", "pc.ram", "-o", block)
+    assert run.status == 0, run.err
+    check_block(load_manifest(name), "pc.ram", block)
+    assert "begins here" in run.err
+    piped = vmstream("inspect", "--json", "-", stdin=path.read_bytes()).json()
+    assert piped["complete"]
+    assert [la["kind"] for la in piped["layers"]] == ["offset"]

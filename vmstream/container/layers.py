@@ -54,7 +54,8 @@ class Layer:
     """One layer around the stream.
 
     Attributes:
-        kind: 'libvirt', 'qcow2', 'gzip', 'bzip2', 'xz', 'zstd', 'lz4' or 'lzop'.
+        kind: 'libvirt', 'qcow2', 'gzip', 'bzip2', 'xz', 'zstd', 'lz4' or 'lzop', or
+            'offset' for other bytes in front of a stream.
         source: Its bytes, header and all; the size is known once they were read.
         image: What a libvirt save image says of itself.
         snapshot: The snapshot of a qcow2 image whose VM state is read.

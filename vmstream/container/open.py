@@ -10,11 +10,16 @@ import re
 from collections.abc import Callable
 from typing import Self
 
-from vmstream.container.layers import Container, Layer
+from vmstream.container.layers import Container, Finding, Layer, ShiftedSource
 from vmstream.container.libvirt import check_start, note_format, open_save_image
 from vmstream.errors import LimitError, OutputError
 from vmstream.transport.source import DigestSource, OpenSource, PipeSource, Source, spooled
-from vmstream.wire.constants import MAX_UNPACKED, QCOW2_MAGIC
+from vmstream.wire.constants import (
+    FOREIGN_MAGICS,
+    MAX_UNPACKED,
+    QCOW2_MAGIC,
+    QEMU_VM_FILE_MAGIC,
+)
 
 # One in another; libvirt's compressed images have two, and a file of one compressed again three.
 MAX_LAYERS = 4
@@ -23,6 +28,11 @@ MAX_LAYERS = 4
 _NAMED = 8
 
 _HEAD = 16
+
+# How far a stream is looked for that does not begin with the file, and what it begins with: its
+# header, then the configuration or a section.
+_LOOKED_FOR = 1 << 20
+_STREAM = re.compile(re.escape(QEMU_VM_FILE_MAGIC) + rb"\0\0\0\x03[\x01\x04\x07\x08]")
 
 
 # A compressed file: its kind, and what its first bytes look like.
@@ -150,6 +160,7 @@ class OpenStream:
                 check_start(image, bytes(head))
                 note_format(container, image, kind or "raw")
             if kind is None:
+                self._skip_to_stream(bytes(head))
                 return
             if len(container.layers) == self._max_layers:
                 raise LimitError(
@@ -162,6 +173,30 @@ class OpenStream:
             if digest and container.digest is None and kind != "qcow2":
                 self.source = container.digest = DigestSource(self.source)
             self.source = _OPENERS[kind][1](self.source, container)
+
+    # QEMU writes a stream behind what a file has in front (`file:PATH,offset=N`, since 8.2), which
+    # may be anything. Offsets of mapped-ram stay those of the file.
+    def _skip_to_stream(self, head: bytes) -> None:
+        bare = not self.container.layers and not head.startswith(QEMU_VM_FILE_MAGIC)
+        if not bare or kind_of_foreign(head):
+            return
+        view, base, _ = self.source.window(0, _LOOKED_FOR)
+        found = _STREAM.search(view[-base:][:_LOOKED_FOR])
+        if found is None:
+            return
+        at = found.start()
+        self.container.layers.append(Layer("offset", self.source))
+        self.container.note(
+            Finding(
+                "info", "offset", at, f"offset {at:#x}: the stream begins here, behind other bytes"
+            )
+        )
+        self.source = ShiftedSource(self.source, at)
+
+
+def kind_of_foreign(head: bytes) -> bool:
+    """Whether these first bytes are of something known that is no stream, nor has one in it."""
+    return any(head.startswith(magic) for magic in FOREIGN_MAGICS)
 
 
 def kind_of(head: memoryview) -> str | None:

@@ -273,7 +273,8 @@ class LayerReport:
     """One layer around the stream.
 
     Attributes:
-        kind: 'libvirt', 'qcow2', 'gzip', 'bzip2', 'xz', 'zstd', 'lz4' or 'lzop'.
+        kind: 'libvirt', 'qcow2', 'gzip', 'bzip2', 'xz', 'zstd', 'lz4' or 'lzop', or
+            'offset' for other bytes in front of a stream.
         size: Bytes of the layer, header and all; `None` if it was not read to its end.
         libvirt: `None` for any other kind.
         snapshot: That of a qcow2 image whose VM state was read; `None` for any other kind.

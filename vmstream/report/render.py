@@ -27,7 +27,7 @@ _PASSES_AT_A_GLANCE = 6
 _FINDINGS_AT_A_GLANCE = 10
 _LIVE_AT_A_GLANCE = 10
 
-_LAYER_NAMES = {"libvirt": "libvirt save image"}
+_LAYER_NAMES = {"libvirt": "libvirt save image", "offset": "behind other bytes"}
 
 
 class _Console(Console):
@@ -125,7 +125,7 @@ def _layers(out: Console, report: InspectReport) -> None:
             named = f"{printable(layer.snapshot.name)} (id {printable(layer.snapshot.id)})"
             _row(out, "snapshot", f"{named}, taken {layer.snapshot.date}")
         if (image := layer.libvirt) is None:
-            names.append(layer.kind)
+            names.append(_LAYER_NAMES.get(layer.kind, layer.kind))
             continue
         unfinished = "" if image.finished else ", not finished"
         names.append(f"{_LAYER_NAMES[layer.kind]} v{image.version}{unfinished}")
