@@ -36,6 +36,8 @@ SCHEMAS: dict[str, tuple[str, tuple[str, ...]]] = {
     "extract-ram.json": (models.EXTRACT_SCHEMA, ("ExtractReport",)),
     "extract-block.json": (models.EXTRACT_BLOCK_SCHEMA, ("ExtractBlockReport",)),
     "snapshots.json": (models.SNAPSHOTS_SCHEMA, ("SnapshotsReport",)),
+    "devices.json": (models.DEVICES_SCHEMA, ("DevicesReport",)),
+    "cpus.json": (models.CPUS_SCHEMA, ("CPUsReport",)),
 }
 
 # Fields whose entries stand in the object itself (report/jsonout.py record()).

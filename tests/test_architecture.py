@@ -47,7 +47,7 @@ MAY_IMPORT = {
 LIBRARIES = {
     "construct": ("wire/",),
     "click": ("cli/",),
-    "rich": ("report/render.py", "cli/"),
+    "rich": ("report/render.py", "report/devices.py", "cli/"),
     "zstandard": ("container/", "guest/multifd.py"),
     "lz4": ("container/",),
     "lzallright": ("container/",),

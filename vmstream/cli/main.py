@@ -24,6 +24,9 @@ _COMMANDS = {
         "command",
         "Write the disks of a block migration.",
     ),
+    "devices": ("vmstream.cli.devices", "command", "Show device state by name."),
+    "get": ("vmstream.cli.get", "command", "Print one value of device state, or several."),
+    "cpus": ("vmstream.cli.cpus", "command", "Show the registers of each CPU."),
     "xml": ("vmstream.cli.xml", "command", "Write the domain XML of a libvirt save image."),
     "snapshots": ("vmstream.cli.snapshots", "command", "List the savevm snapshots of a qcow2."),
 }

@@ -5,12 +5,16 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
+from functools import partial
 from itertools import islice
 from typing import Self
 
 from vmstream.container.layers import Layer
 from vmstream.container.open import MAX_LAYERS, OpenStream
+from vmstream.errors import UnsupportedError
+from vmstream.guest.devices import DeviceTree
 from vmstream.ops.channels import Channels
+from vmstream.ops.devices import read_devices
 from vmstream.ops.pipeline import events
 from vmstream.report.models import readable
 from vmstream.stream.decoder import Decoder
@@ -54,7 +58,10 @@ class Stream:
         max_ram: int | None = None,
         max_layers: int = MAX_LAYERS,
     ) -> None:
-        self._opened = OpenStream(path, snapshot=snapshot, max_ram=max_ram, max_layers=max_layers)
+        self._open = partial(
+            OpenStream, path, snapshot=snapshot, max_ram=max_ram, max_layers=max_layers
+        )
+        self._opened = self._open()
         self._channels: Channels | None = None
         self.channels: tuple[str, ...] = ()
         self.layers: tuple[Layer, ...] = tuple(self._opened.container.layers)
@@ -81,6 +88,24 @@ class Stream:
     def page_size(self) -> int | None:
         """Target page size, bytes."""
         return self._decoder.page_size
+
+    def devices(self) -> DeviceTree:
+        """Read the device sections, as a tree of names and values.
+
+        Of an input that can be sought in head and tail are read; the events stay as they are.
+
+        Raises:
+            UnsupportedError: The input is a pipe or compressed: it can be read once, in order.
+        """
+        if not self._opened.source.seekable:
+            raise UnsupportedError(
+                0,
+                "device state by name takes an input to seek in, or one that is read for it alone",
+                advice="vmstream.ops.devices.read_devices() reads a pipe",
+            )
+        # Opened anew: windows of one source are valid until the next.
+        with self._open() as opened:
+            return read_devices(opened.source, container=opened.container).tree
 
     def __iter__(self) -> Iterator[Event]:
         """Yield the events, each byte of the input in exactly one.

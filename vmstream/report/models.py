@@ -16,6 +16,8 @@ BLOCKS_SCHEMA = "vmstream.blocks/1"
 EXTRACT_SCHEMA = "vmstream.extract-ram/1"
 EXTRACT_BLOCK_SCHEMA = "vmstream.extract-block/1"
 SNAPSHOTS_SCHEMA = "vmstream.snapshots/1"
+DEVICES_SCHEMA = "vmstream.devices/1"
+CPUS_SCHEMA = "vmstream.cpus/1"
 
 
 def readable(name: bytes) -> str:
@@ -713,3 +715,90 @@ class SnapshotsReport:
     disk_size: int
     notes: list[str]
     snapshots: list[SnapshotReport]
+
+
+@dataclass(frozen=True, slots=True)
+class NodeReport:
+    """A device, or something in its state.
+
+    Attributes:
+        path: Section with its instance in brackets, and the names below, joined by '/'.
+        type: Of the vmdescription; 'device', 'struct', 'array', 'subsection', or 'raw' for bytes
+            that it does not name.
+        offset: Of its first byte in the stream.
+        size: Bytes.
+        version: Of a device or subsection.
+        value: Number, truth value, or bytes in hex; numbers of an array as a list; null for what
+            has entries of its own and for a NULL pointer.
+        meaning: What the value stands for, in words; an inference.
+    """
+
+    path: str
+    type: str
+    offset: int
+    size: int
+    version: int | None
+    value: int | bool | str | list[int] | None
+    meaning: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class DevicesReport:
+    """Document of `vmstream devices --json`.
+
+    Attributes:
+        schema: 'vmstream.devices/1'.
+        input: Path, or 'standard input'.
+        machine: Machine type, `None` without a configuration section.
+        described: Where the names come from: the vmdescription of the 'stream', that of another
+            one ('schema', inferred), or 'none': then all state is raw.
+        nodes: In the order of the stream, each ahead of what is in it.
+        anomalies: As in the inspect report.
+    """
+
+    schema: str
+    input: str
+    machine: str | None
+    described: str
+    nodes: list[NodeReport]
+    anomalies: list[AnomalyReport]
+
+
+@dataclass(frozen=True, slots=True)
+class CPUReport:
+    """One CPU.
+
+    Attributes:
+        instance_id: Index of the CPU.
+        architecture: 'x86', 'aarch64', 'ppc64', 'riscv64' or 's390x'.
+        mode: What it executes, in words.
+        flags: Condition and control flags that are set.
+        halted: It waits for an interrupt; `None` if the stream does not say.
+        registers: By group, then by name.
+    """
+
+    instance_id: int
+    architecture: str
+    mode: str
+    flags: list[str]
+    halted: bool | None
+    registers: dict[str, dict[str, int]]
+
+
+@dataclass(frozen=True, slots=True)
+class CPUsReport:
+    """Document of `vmstream cpus --json`.
+
+    Attributes:
+        schema: 'vmstream.cpus/1'.
+        input: Path, or 'standard input'.
+        machine: Machine type, `None` without a configuration section.
+        cpus: In the order of the stream.
+        anomalies: As in the inspect report.
+    """
+
+    schema: str
+    input: str
+    machine: str | None
+    cpus: list[CPUReport]
+    anomalies: list[AnomalyReport]

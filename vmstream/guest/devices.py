@@ -1,0 +1,389 @@
+"""Device state as a tree: the vmdescription's fields over the bytes of each section.
+
+The description says how many bytes each field has, so a value is found without the code that wrote
+it. What it does not name, or names wrongly, is a node of type 'raw': the nodes of a device cover
+its body to the byte. Nothing is decoded before it is asked for.
+QEMU v10.1.0 migration/vmstate.c vmstate_save_state_v(), vmsd_desc_field_start().
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import Any
+
+from vmstream.wire.vmsd import SUBSECTION_FRAME, body_size, field_size
+
+_INTEGER = re.compile(r"(u?)int(8|16|32|64)( equal| le)?")
+# Written by functions of their own, as one big-endian number.
+# QEMU v10.1.0 target/arm/machine.c vmstate_cpsr, hw/arm/armv7m.c; target/ppc/machine.c.
+_NUMBERS = frozenset({"timer", "cpsr", "xpsr", "fpscr", "CPU_Double_U", "float64"})
+_LISTS = frozenset({"qtailq", "qlist"})
+_INLINE = frozenset({"tmp", "vstruct"})
+# QEMU v10.1.0 migration/vmstate-types.c VMS_NULLPTR_MARKER; since 2.9, and 0x31 for one that is
+# not NULL since 11.0.
+_NULL = 0x30
+_SUBSECTION = 5
+
+# What a hostile description may nest, and nodes that a device may have.
+MAX_DEPTH = 64
+
+Value = int | bool | bytes | None
+
+
+@dataclass(frozen=True, eq=False)
+class Node:
+    """A field, an element, a struct, a subsection, a device, or bytes that nothing names.
+
+    Attributes:
+        name: As in the description; an element of an array has its index behind it.
+        path: Names from the device down, joined by '/'.
+        type: Of the description; 'struct', 'array', 'subsection', 'device' or 'raw'.
+        offset: In the stream, bytes.
+        size: Bytes.
+        version: Of a device or subsection.
+    """
+
+    name: str
+    path: str
+    type: str
+    offset: int
+    size: int
+    version: int | None = None
+    _body: memoryview = field(repr=False, default=memoryview(b""))
+    _describe: Mapping[str, Any] = field(repr=False, default_factory=dict)
+    _depth: int = 0
+
+    @property
+    def raw(self) -> bytes:
+        """The bytes."""
+        return bytes(self._body)
+
+    @property
+    def value(self) -> Value:
+        """Number, truth value or bytes; `None` for a NULL pointer and for what has children."""
+        match = _INTEGER.fullmatch(self.type)
+        if match is not None and self.size * 8 == int(match[2]):
+            return int.from_bytes(self._body, "big", signed=not match[1])
+        if self.type in ("bool", "powered_off") and self.size == 1:
+            return bool(self._body[0])
+        if self.type in _NUMBERS and self.size in (1, 2, 4, 8):
+            return int.from_bytes(self._body, "big")
+        if self.type in ("nullptr", "struct", "array", "subsection", "device", *_INLINE, *_LISTS):
+            return None
+        return self.raw
+
+    @cached_property
+    def children(self) -> tuple[Node, ...]:
+        """What is inside, in the order of the wire; empty for a value."""
+        try:
+            return tuple(self._children())
+        except (KeyError, TypeError, ValueError, AttributeError, RecursionError):
+            return (self._raw(0, self.size),) if self.size else ()
+
+    def walk(self) -> Iterator[Node]:
+        """Yield this node and all below it."""
+        waiting = [self]
+        while waiting:
+            node = waiting.pop()
+            yield node
+            waiting.extend(reversed(node.children))
+
+    def _children(self) -> Iterator[Node]:
+        inside = self.type in ("array", "subsection", "struct", "device", *_INLINE, *_LISTS)
+        if inside and self._depth >= MAX_DEPTH:
+            yield self._raw(0, self.size)
+        elif self.type == "array":
+            step = self.size // int(self._describe["array_len"])
+            for i in range(int(self._describe["array_len"])):
+                yield self._element(self._describe, f"{self.name}[{i}]", i * step, step)
+        elif self.type == "subsection":
+            yield from self._vmsd(self._describe, SUBSECTION_FRAME + len(_encoded(self.name)))
+        elif self.type in _LISTS:
+            yield from self._list()
+        elif self.type in ("struct", "device", *_INLINE):
+            inner = self._describe.get("struct", self._describe)
+            if inner.get("fields") or inner.get("subsections") or self.type == "device":
+                yield from self._vmsd(inner, 0)
+            elif self.size:
+                yield self._raw(0, self.size)
+
+    # The fields and subsections of a vmsd from `at` on, and what is left.
+    def _vmsd(self, vmsd: Mapping[str, Any], at: int) -> Iterator[Node]:
+        counts: dict[str, int] = {}
+        names = [str(f.get("name", "")) for f in vmsd.get("fields", ())]
+        several = {name for name, count in Counter(names).items() if count > 1}
+        for f, name in zip(vmsd.get("fields", ()), names, strict=True):
+            size = field_size(f)
+            if at + size > self.size:
+                break
+            if "index" in f:
+                # The last of them comes without (10.0), as each does since 11.0.
+                counts[name] = int(f["index"]) + 1
+                yield self._element(f, f"{name}[{int(f['index'])}]", at, size)
+            elif name in several:
+                # An array in runs: NULL pointers apart (10.0), or a marker for each (11.0).
+                yield from self._run(f, name, at, counts)
+            else:
+                yield self._field(f, name, at, size)
+            at += size
+        else:
+            for sub in vmsd.get("subsections", ()):
+                name = str(sub["vmsd_name"])
+                size = SUBSECTION_FRAME + len(_encoded(name)) + body_size(sub)
+                if at + size > self.size or not self._is_subsection(at, name):
+                    break
+                version = int.from_bytes(self._body[at + 2 + len(_encoded(name)) :][:4], "big")
+                yield self._node(name, "subsection", at, size, sub, version)
+                at += size
+        if at < self.size:
+            yield self._raw(at, self.size - at)
+
+    def _is_subsection(self, at: int, name: str) -> bool:
+        encoded = _encoded(name)
+        head = bytes([_SUBSECTION, len(encoded) & 0xFF]) + encoded
+        return self._body[at : at + len(head)] == head
+
+    def _run(
+        self, f: Mapping[str, Any], name: str, at: int, counts: dict[str, int]
+    ) -> Iterator[Node]:
+        length = int(f.get("array_len", 1))
+        size = field_size(f) // length if length else 0
+        for i in range(length):
+            number = counts.get(name, 0)
+            if f["type"] == "ptr-marker":
+                if self._body[at] == _NULL:
+                    yield self._node(f"{name}[{number}]", "nullptr", at, size, f)
+                    counts[name] = number + 1
+                else:
+                    yield self._node(f"{name}[{number}].marker", "ptr-marker", at, size, f)
+            else:
+                yield self._element(f, f"{name}[{number}]", at + i * size, size)
+                counts[name] = number + 1
+
+    def _field(self, f: Mapping[str, Any], name: str, at: int, size: int) -> Node:
+        if int(f.get("array_len", 1)) != 1 or "array_len" in f:
+            return self._node(name, "array", at, size, f)
+        return self._element(f, name, at, size)
+
+    # One value or struct. A struct of one byte without fields is a NULL pointer (2.9 to 9.2).
+    def _element(self, f: Mapping[str, Any], name: str, at: int, size: int) -> Node:
+        inner = f.get("struct")
+        null = isinstance(inner, Mapping) and not inner.get("fields") and size == 1
+        if null and self._body[at] == _NULL:
+            return self._node(name, "nullptr", at, size, f)
+        return self._node(name, str(f["type"]), at, size, f)
+
+    # A byte of 1 and the element, again and again, then 0. QEMU v10.1.0
+    # migration/vmstate-types.c put_qtailq(), put_qlist().
+    def _list(self) -> Iterator[Node]:
+        at = 0
+        for number, vmsd in enumerate(self._describe.get(_ELEMENTS, ())):
+            size = body_size(vmsd)
+            if at + 1 + size >= self.size or self._body[at] != 1:
+                break
+            yield self._node(f"{self.name}[{number}].marker", "ptr-marker", at, 1, {})
+            yield self._node(f"{self.name}[{number}]", "struct", at + 1, size, vmsd)
+            at += 1 + size
+        if at < self.size:
+            yield self._raw(at, self.size - at)
+
+    def _raw(self, at: int, size: int) -> Node:
+        return self._node(f"raw@{at:#x}", "raw", at, size, {})
+
+    def _node(
+        self,
+        name: str,
+        kind: str,
+        at: int,
+        size: int,
+        describe: Mapping[str, Any],
+        version: int | None = None,
+    ) -> Node:
+        return Node(
+            name,
+            f"{self.path}/{name}",
+            kind,
+            self.offset + at,
+            size,
+            version,
+            self._body[at : at + size],
+            describe,
+            self._depth + 1,
+        )
+
+
+def _encoded(name: str) -> bytes:
+    return name.encode("utf-8", "surrogateescape")
+
+
+# Several vmsds in one object: elements of a list, whose keys come once for each.
+_ELEMENTS = "\0elements"
+_VMSD_KEYS = ("vmsd_name", "version", "fields", "subsections")
+
+
+def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    made = dict(pairs)
+    if made.get("type") in _LISTS:
+        elements: list[dict[str, Any]] = []
+        for key, value in pairs:
+            if key == "vmsd_name":
+                elements.append({})
+            if key in _VMSD_KEYS and elements:
+                elements[-1][key] = value
+        made[_ELEMENTS] = elements
+    return made
+
+
+@dataclass(frozen=True, slots=True)
+class Section:
+    """A device section as it stands in a stream.
+
+    Attributes:
+        idstr: Name of the section.
+        instance_id: Its instance.
+        version_id: Version of its state.
+        offset: Of the body in the stream, bytes.
+        body: The body, owned.
+    """
+
+    idstr: bytes
+    instance_id: int
+    version_id: int
+    offset: int
+    body: bytes = field(repr=False)
+
+
+class DeviceTree(Sequence[Node]):
+    """The devices of a stream, in its order; each is a `Node`.
+
+    Args:
+        sections: The device sections.
+        text: The vmdescription; without one every body is raw.
+        borrowed: The vmdescription is that of another stream: it counts for a section of the same
+            name and version only if it has the same size, and then it is an inference.
+    """
+
+    def __init__(
+        self, sections: Sequence[Section], text: bytes | None, *, borrowed: bool = False
+    ) -> None:
+        self._sections = sections
+        self._text = text
+        self._borrowed = borrowed
+        self._nodes: dict[int, Node] = {}
+
+    def __len__(self) -> int:
+        return len(self._sections)
+
+    def __getitem__(self, index: Any) -> Any:
+        if isinstance(index, slice):
+            return [self[i] for i in range(*index.indices(len(self)))]
+        number = range(len(self))[index]
+        if number not in self._nodes:
+            self._nodes[number] = self._device(number)
+        return self._nodes[number]
+
+    def find(self, pattern: str) -> Iterator[Node]:
+        """Yield the nodes whose path a pattern matches.
+
+        A path is the name of the section, its instance in brackets, and the names below: as in
+        `cpu[0]/env.regs[4]`. In a pattern `*` is any text but '/', `**` any text, `?` a character.
+        The instance may be left out.
+        """
+        match = _pattern(pattern)
+        deep = "/" in pattern or "**" in pattern
+        for device in self:
+            short = device.path.rpartition("[")[0]
+            if not deep and not match(device.path) and not match(short):
+                continue
+            for node in device.walk() if deep else (device,):
+                if match(node.path) or match(short + node.path[len(device.path) :]):
+                    yield node
+
+    @cached_property
+    def _paths(self) -> list[str]:
+        seen: dict[str, int] = {}
+        paths = []
+        for section in self._sections:
+            name = section.idstr.decode("utf-8", "backslashreplace")
+            path = f"{name}[{section.instance_id}]"
+            seen[path] = seen.get(path, 0) + 1
+            # (name, instance) is not unique: isapc of 7.2 has two isa-ide of instance 0.
+            paths.append(path if seen[path] == 1 else f"{path}#{seen[path]}")
+        return paths
+
+    @property
+    def undescribed(self) -> list[str]:
+        """Paths of the devices that no description fits."""
+        return [path for n, path in enumerate(self._paths) if n not in self._described]
+
+    # The descriptions of the devices, in order, by name and instance.
+    @cached_property
+    def _described(self) -> dict[int, Mapping[str, Any]]:
+        waiting: dict[tuple[bytes, int], list[Mapping[str, Any]]] = {}
+        try:
+            for device in self._descriptions():
+                key = _encoded(str(device["name"])), int(device["instance_id"]) & 0xFFFFFFFF
+                waiting.setdefault(key, []).append(device)
+        except (ValueError, KeyError, TypeError, RecursionError):
+            return {}
+        # One device describes another of its kind, on another bus too.
+        kinds: dict[bytes, list[Mapping[str, Any]]] = {}
+        for (idstr, _), there in waiting.items():
+            kinds.setdefault(idstr.rpartition(b"/")[2], []).extend(there)
+        found = {}
+        for number, section in enumerate(self._sections):
+            there = waiting.get((section.idstr, section.instance_id), [])
+            if self._borrowed:
+                alike = kinds.get(section.idstr.rpartition(b"/")[2], [])
+                there = [d for d in (*there, *alike) if _fits(d, section)]
+            if there:
+                found[number] = there[0] if self._borrowed else there.pop(0)
+        return found
+
+    def _descriptions(self) -> Sequence[Mapping[str, Any]]:
+        if self._text is None:
+            return ()
+        text = self._text.decode("utf-8", "surrogateescape")
+        devices: Sequence[Mapping[str, Any]] = json.loads(text, object_pairs_hook=_object)[
+            "devices"
+        ]
+        return devices
+
+    def _device(self, number: int) -> Node:
+        section = self._sections[number]
+        path = self._paths[number]
+        return Node(
+            path,
+            path,
+            "device",
+            section.offset,
+            len(section.body),
+            section.version_id,
+            memoryview(section.body),
+            self._described.get(number, {}),
+        )
+
+
+# Whether the description of another stream can be of a section: it has its version and its size.
+def _fits(description: Mapping[str, Any], section: Section) -> bool:
+    try:
+        size = body_size(description)
+    except (KeyError, TypeError, ValueError):
+        return False
+    return size == len(section.body) and description.get("version", None) in (
+        section.version_id,
+        None,
+    )
+
+
+# A pattern of paths as a function; brackets stand for themselves.
+def _pattern(pattern: str) -> Any:
+    parts = re.split(r"(\*\*|\*|\?)", pattern)
+    words = {"**": ".*", "*": "[^/]*", "?": "[^/]"}
+    text = "".join(words.get(part) or re.escape(part) for part in parts)
+    return re.compile(text, re.DOTALL).fullmatch
