@@ -50,3 +50,7 @@ def test_errors(tmp_path: Path) -> None:
     assert run.status == 3
     assert "the input ends" in run.err
     assert "timer[0]" in run.out
+    cut.write_bytes(open_fixture("plain-11.1-q35")[:300_000])
+    run = vmstream("devices", cut, "cpu")
+    assert (run.status, run.out) == (3, "")
+    assert "the input ends" in run.err

@@ -92,31 +92,31 @@ def test_report() -> None:
 
 
 def test_plain_values() -> None:
-    tree = read("plain-11.1-q35").tree
-    (eip,) = find(tree, "cpu[0]/env.eip", "x")
+    found = read("plain-11.1-q35")
+    (eip,) = find(found, "cpu[0]/env.eip", "x")
     assert plain_values([eip]) == [("cpu[0]/env.eip", "32070")]
     assert plain_values([eip], as_hex=True) == [("cpu[0]/env.eip", "0x7d46")]
-    (regs,) = find(tree, "cpu[0]/env.regs", "x")
+    (regs,) = find(found, "cpu[0]/env.regs", "x")
     assert plain_values([regs])[0][1].startswith("44 7952 41 172 ")
-    assert plain_values(find(tree, "cpu[0]/env.regs/env.regs[1]", "x")) == [
+    assert plain_values(find(found, "cpu[0]/env.regs/env.regs[1]", "x")) == [
         ("cpu[0]/env.regs/env.regs[1]", "7952")
     ]
-    assert plain_values(find(tree, "globalstate/runstate", "x"))[0][1] == "paused"
-    (timer,) = find(tree, "timer", "x")
+    assert plain_values(find(found, "globalstate/runstate", "x"))[0][1] == "paused"
+    (timer,) = find(found, "timer", "x")
     assert dict(plain_values([timer])).keys() == {
         "timer[0]/cpu_ticks_offset", "timer[0]/unused", "timer[0]/cpu_clock_offset",
     }  # fmt: skip
-    bools = {v for p, v in plain_values(find(tree, "hpet", "x")) if p.endswith("running")}
+    bools = {v for p, v in plain_values(find(found, "hpet", "x")) if p.endswith("running")}
     assert bools <= {"true", "false"}
     assert numbers_of(timer) is None
 
 
 def test_names_that_are_not_there() -> None:
-    tree = read("plain-11.1-q35").tree
+    found = read("plain-11.1-q35")
     with pytest.raises(OutputError, match=r"there is cpu\[0\]/env.regs, "):
-        find(tree, "cpu[0]/nothing", "x")
+        find(found, "cpu[0]/nothing", "x")
     with pytest.raises(OutputError, match=r"'nothing'; there is "):
-        find(tree, "nothing", "x")
+        find(found, "nothing", "x")
 
 
 def test_schema() -> None:
@@ -161,7 +161,7 @@ def test_no_devices() -> None:
     with pytest.raises(OutputError, match="no cpu section"):
         cpus_report(BytesSource(b""), found)
     with pytest.raises(OutputError, match="no device"):
-        find(found.tree, "*", "x")
+        find(found, "*", "x")
 
 
 def test_api(tmp_path: Path) -> None:

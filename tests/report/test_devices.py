@@ -60,7 +60,7 @@ def test_of_a_stream() -> None:
     found = read_devices(source)
     lines = text_of(devices_report(source, found, found.tree, deep=False))
     assert len(lines) == len(found.tree)
-    nodes = find(found.tree, "cpu[0]/env.cr[3]", "x")
+    nodes = find(found, "cpu[0]/env.cr[3]", "x")
     assert text_of(devices_report(source, found, nodes)) == ["cpu[0]/env.cr[3]  0x0"]
     out = io.StringIO()
     render_cpus(cpus_report(source, found), console(out))

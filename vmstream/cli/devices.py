@@ -74,7 +74,7 @@ def command(
         if other is not None:
             with_schema(found, other.source, other.container)
         tree = found.tree
-        nodes = list(tree) if pattern is None else find(tree, pattern, opened.source.name)
+        nodes = list(tree) if pattern is None else find(found, pattern, opened.source.name)
         deep = as_json or pattern is not None
         report = devices_report(opened.source, found, nodes, deep=deep)
     if as_json:

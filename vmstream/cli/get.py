@@ -73,7 +73,7 @@ def command(
         )
         if other is not None:
             with_schema(found, other.source, other.container)
-        nodes = find(found.tree, pattern, opened.source.name)
+        nodes = find(found, pattern, opened.source.name)
         if as_json:
             click.echo(dumps(devices_report(opened.source, found, nodes)))
         else:

@@ -158,15 +158,19 @@ def with_schema(found: Devices, schema: Source, container: Container | None) -> 
     found.findings.on(Anomaly(0, 0, "info", "schema", message))
 
 
-def find(tree: DeviceTree, pattern: str, name: str) -> list[Node]:
+def find(found: Devices, pattern: str, name: str) -> list[Node]:
     """Return the nodes that a pattern matches.
 
     Raises:
+        StreamError: There are none in what could be read of the stream.
         OutputError: There are none; with names that are like it.
     """
+    tree = found.tree
     nodes = list(tree.find(pattern))
     if nodes:
         return nodes
+    if found.findings.error is not None:
+        raise found.findings.error
     first, _, rest = pattern.partition("/")
     devices = list(tree.find(first)) or list(tree)
     names = [n.path for d in devices for n in (d.children if rest and len(devices) < 4 else (d,))]
