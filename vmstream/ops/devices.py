@@ -124,7 +124,7 @@ def read_devices(
         container: What is around the stream.
 
     Raises:
-        StreamError: The input is no migration stream at all.
+        StreamError: The input is no migration stream, or damaged ahead of the first device.
     """
     if source.seekable and source.size is not None:
         found = Devices()
@@ -134,7 +134,7 @@ def read_devices(
             return found
     found = Devices()
     run(source, Decoder(page_size, max_ram=max_ram), [found], progress, container)
-    if found.findings.error is not None and found.machine is None and not found.tree:
+    if found.findings.error is not None and not found.tree:
         raise found.findings.error
     return found
 
