@@ -96,7 +96,7 @@ def test_elf(family: str, tmp_path: Path) -> None:
         for s in segments:
             assert s["p_vaddr"] == 0
             assert s["p_memsz"] == s["p_filesz"]
-            assert s["p_offset"] % 65536 == 0 == s["p_offset"] % s["p_align"]
+            assert s["p_offset"] % 65536 == 0 == s["p_align"]
     assert elf_ranges(path) == [
         DumpRange(0, 3 * GIB, 65536),
         DumpRange(4 * GIB, GIB, 3 * GIB + 65536),

@@ -19,7 +19,7 @@ FORMATS = ("raw", "lime", "elf")
 Note = tuple[str, int, bytes]
 
 # Magic, version, first and last address, 8 reserved bytes. Whatever the guest's byte order, all
-# readers take little-endian. LiME v1.9.1 doc/README.md "LiME Memory Range Header Version 1".
+# readers take little-endian. LiME src/lime.h lime_mem_range_header.
 _LIME_HEAD = struct.Struct("<IIQQ8x")
 _LIME_MAGIC, _LIME_VERSION = 0x4C694D45, 1
 
@@ -125,8 +125,9 @@ def _elf(layout: PhysicalMap, notes: Sequence[Note]) -> Plan:
     content = note_segment(notes, big_endian=architecture.big_endian)
     stretches = joined(layout)
     count = len(stretches) + bool(content)
-    # Notes stand in front of RAM, and their header in front of the others: crash v8.0.5
-    # netdump.c resize_elf_header() takes all up to the first PT_LOAD for the head.
+    # As crash wants it, netdump.c is_netdump(): the header of the notes is the first, they stand
+    # in front of RAM, and p_align is 0, else it takes that for the page size of a netdump. QEMU
+    # does so, too (v7.2.0 dump/dump.c write_elf64_load()).
     notes_at = ehdr.size + phdr.size * count
     at = _aligned(notes_at + len(content), _ELF_ALIGNMENT)
     table = []
@@ -135,7 +136,7 @@ def _elf(layout: PhysicalMap, notes: Sequence[Note]) -> Plan:
     ranges = []
     for gpa, length in stretches:
         ranges.append(Range(gpa, length, at))
-        table.append(phdr.pack(_PT_LOAD, 0, at, 0, gpa, length, length, _ELF_ALIGNMENT))
+        table.append(phdr.pack(_PT_LOAD, 0, at, 0, gpa, length, length, 0))
         at = _aligned(at + length, _ELF_ALIGNMENT)
     identity = b"\x7fELF" + bytes((2, 2 if architecture.big_endian else 1, 1))
     head = ehdr.pack(
