@@ -13,6 +13,7 @@ from elftools.elf.elffile import ELFFile
 from tests.commandline import vmstream
 from tests.dumps import DumpRange, elf_ranges, lime_ranges, read_range
 from tests.qemu import Guest, Qemu, check_range, has_machine
+from tests.truth import block_sums
 from vmstream.guest.physical import Evidence, physical_map
 from vmstream.stream.events import RAMBlock
 
@@ -94,6 +95,10 @@ MACHINES = {
     ),
 }  # fmt: skip
 
+FLASH = (
+    "-drive", "if=pflash,format=raw,file=flash0", "-drive", "if=pflash,format=raw,file=flash1",
+)  # fmt: skip
+LOADED = "loader,file=pattern,addr=0,force-raw=on"
 PATTERN = bytes(range(1, 252)) * 33
 
 
@@ -153,6 +158,86 @@ def test_dump_guest_memory(name: str, tmp_path: Path) -> None:
 def around(ranges: list[DumpRange], gpa: int) -> DumpRange:
     (found,) = [r for r in ranges if r.gpa <= gpa < r.gpa + r.length]
     return found
+
+
+@pytest.mark.parametrize(
+    ("arch", "args", "mapped"),
+    [
+        ("x86_64", ("-M", "pc"), {"pc.bios": [(0xFFFC0000, 256 * KIB)]}),
+        (
+            "x86_64",
+            ("-M", "isapc", "-cpu", "486"),
+            {
+                "pc.rom": [(0xC0000, 128 * KIB)],
+                "pc.bios": [(0xE0000, 128 * KIB), (0xFFFE0000, 128 * KIB)],
+            },
+        ),
+        ("x86_64", ("-M", "microvm"), {"pc.bios": [(0xF0000, 64 * KIB), (0xFFFF0000, 64 * KIB)]}),
+        (
+            "x86_64",
+            ("-M", "q35", *FLASH),
+            {
+                "system.flash0": [(0xFFE20000, 1920 * KIB)],
+                "system.flash1": [(0xFFE00000, 128 * KIB)],
+            },
+        ),
+        pytest.param(
+            "aarch64",
+            ("-M", "virt", "-cpu", "cortex-a57", "-device", LOADED),
+            {"virt.flash0": [(0, 64 * MIB)], "virt.flash1": [(64 * MIB, 64 * MIB)]},
+            marks=pytest.mark.qemu("aarch64"),
+        ),
+        pytest.param(
+            "riscv64",
+            ("-M", "virt"),
+            {
+                "riscv_virt_board.mrom": [(0x1000, 60 * KIB)],
+                "virt.flash0": [(0x20000000, 32 * MIB)],
+                "virt.flash1": [(0x22000000, 32 * MIB)],
+            },
+            marks=pytest.mark.qemu("riscv64"),
+        ),
+    ],
+    ids=["pc", "isapc", "microvm", "flash", "aarch64", "riscv64"],
+)
+@pytest.mark.parametrize("form", ["raw", "elf"])
+def test_rom(
+    arch: str,
+    args: tuple[str, ...],
+    mapped: dict[str, list[tuple[int, int]]],
+    form: str,
+    tmp_path: Path,
+) -> None:
+    """What the CPU sees at firmware's addresses."""
+    files: dict[str, bytes | Path] = {
+        "flash0": PATTERN.ljust(1920 * KIB, b"0"), "flash1": PATTERN[::-1].ljust(128 * KIB, b"1"),
+        "pattern": PATTERN,
+    }  # fmt: skip
+    with Qemu(
+        [*args, "-accel", "tcg", "-m", "32M", "-S"], binary=f"qemu-system-{arch}", files=files
+    ) as vm:
+        vm.migrate("exec:cat>guest.out")
+        stream, out = vm.path("guest.out"), tmp_path / "out"
+        found = extracted(stream, out, "--rom", "--format", form)
+        piped = vmstream(
+            "extract-ram", "-", "-o", tmp_path / "piped", "--rom", "--format", form,
+            stdin=stream.read_bytes(),
+        )  # fmt: skip
+        assert piped.status == 0
+        assert block_sums(out, whole=False) == block_sums(tmp_path / "piped", whole=False)
+        regions: dict[str, list[tuple[int, int]]] = {}
+        for region in found["layout"]["regions"]:
+            regions.setdefault(region["idstr"], []).append((region["gpa"], region["length"]))
+            if region["idstr"] in mapped:
+                check_range(vm, out, region["gpa"], region["length"], offset=region["file_offset"])
+        assert {name: at for name, at in regions.items() if name in mapped} == mapped
+        assert len(regions) == len(mapped) + 1
+        # RAM around it is where it was.
+        bare = extracted(stream, tmp_path / "bare")
+        (ram,) = bare["layout"]["regions"]
+        kept = sum(length for _, length in regions[ram["idstr"]])
+        over = [n for places in mapped.values() for gpa, n in places if gpa < MIB]
+        assert kept == ram["length"] - (sum(over) if arch == "x86_64" else 0)
 
 
 # -- maps ------------------------------------------------------------------------------------------

@@ -318,6 +318,9 @@ def test_layout(plain: Path, tmp_path: Path) -> None:
         (["--layout", "lay", "--block", "pc.ram", "-o", "x"], "--layout is for"),
         (["--layout", "lay", "--below-4g", "1M", "-o", "x"], "only one can decide"),
         (["--layout", "none", "-o", "x"], "does not exist"),
+        (["--layout", "lay", "--rom", "-o", "x"], "--rom is for the guest-physical image"),
+        (["--block", "pc.ram", "--rom", "-o", "x"], "--rom is for"),
+        (["--all-blocks", "x", "--rom"], "--rom is for"),
         (["--format", "kdump", "-o", "x"], "'kdump' is not one of"),
     ],
 )

@@ -72,6 +72,7 @@ def _shared(text: str) -> tuple[str, Path]:
     metavar="FILE",
     help="Where blocks stand in the guest: JSON, a list of gpa, length, block, block_offset.",
 )
+@click.option("--rom", is_flag=True, help="Have ROM and flash in the image, too.")
 @click.option("--below-4g", type=byte_size, metavar="SIZE", help="Size of RAM below 4 GiB (x86).")
 @click.option("--partial", is_flag=True, help="Write what is there of a damaged stream.")
 @click.option("--force", is_flag=True, help="Replace files that exist.")
@@ -101,6 +102,7 @@ def command(
     all_blocks: Path | None,
     form: str,
     layout: Path | None,
+    rom: bool,
     below_4g: int | None,
     partial: bool,
     force: bool,
@@ -134,9 +136,11 @@ def command(
         raise click.UsageError("--layout is for the guest-physical image")
     if layout is not None and below_4g is not None:
         raise click.UsageError("--layout and --below-4g: only one can decide")
+    if rom and (block is not None or all_blocks is not None or layout is not None):
+        raise click.UsageError("--rom is for the guest-physical image, by no --layout")
     options = ExtractOptions(
         output, block, all_blocks, below_4g, partial, force, manifest, page_size,
-        tuple(sys.argv[1:]), shared_blocks, max_ram, form, layout,
+        tuple(sys.argv[1:]), shared_blocks, max_ram, form, layout, rom,
     )  # fmt: skip
     with (
         OpenStream(

@@ -29,6 +29,7 @@ from vmstream.guest.physical import (
     physical_map,
     ram_blocks,
 )
+from vmstream.guest.rom import with_rom
 from vmstream.guest.userlayout import Entry, parse_layout, user_map
 from vmstream.ops.channels import Channels
 from vmstream.ops.inspect import Summary, block_report, layer_reports
@@ -89,6 +90,7 @@ class ExtractOptions:
         max_ram: RAM in bytes that a block list may state; MAX_RAM if `None`.
         format: Of the guest-physical image: 'raw', 'lime' or 'elf'.
         layout: File with the guest-physical map, if the user states it.
+        rom: ROM and flash are in the guest-physical image, too.
     """
 
     output: Path | None = None
@@ -104,6 +106,7 @@ class ExtractOptions:
     max_ram: int | None = None
     format: str = "raw"
     layout: Path | None = None
+    rom: bool = False
 
 
 class MapEvidence:
@@ -270,15 +273,17 @@ class _Writer:
             return self._map(Evidence(machine, blocks))
         if self._peeked is not None:
             with contextlib.suppress(OutputError):
-                return physical_map(self._peeked, self._options.below_4g)
+                return self._map(self._peeked)
         try:
-            return physical_map(Evidence(machine, blocks), self._options.below_4g)
+            return self._map(Evidence(machine, blocks))
         except OutputError:
-            return concatenated(blocks, ram_blocks(blocks))
+            rom = self._options.rom
+            return concatenated(blocks, [*range(len(blocks))] if rom else ram_blocks(blocks))
 
     def _map(self, evidence: Evidence) -> PhysicalMap:
         if self.stated is None:
-            return physical_map(evidence, self._options.below_4g)
+            found = physical_map(evidence, self._options.below_4g)
+            return with_rom(found, evidence.blocks) if self._options.rom else found
         return user_map(self.stated, str(self._options.layout), evidence, self._page_size)
 
     def _discard(self, event: Command) -> None:
