@@ -767,6 +767,45 @@ def test_a_dump_of_a_machine_that_the_end_tells(tmp_path: Path) -> None:
     check_marked_ranges(tmp_path / "x", ranges, GIB)
 
 
+# Where firmware stands, of streams whose blocks have a truth.
+ROMS = {
+    "plain-10.0-q35": {"pc.bios": [FOUR_GIB - 256 * 1024]},
+    "numa-dimm-10.0-pc": {"pc.bios": [FOUR_GIB - 256 * 1024]},
+    "own-isapc": {"pc.rom": [0xC0000], "pc.bios": [0xE0000, 0xFFFE0000]},
+    "own-microvm": {"pc.bios": [0xF0000, 0xFFFF0000]},
+    "aarch64-10.0-virt": {"virt.flash0": [0], "virt.flash1": [64 * MIB]},
+}
+
+
+@pytest.mark.parametrize("form", ["raw", *RANGES])
+@pytest.mark.parametrize("name", ROMS)
+def test_rom(name: str, form: str, tmp_path: Path) -> None:
+    """Beside the RAM that an image has without it; with several blocks a pipe waits for CMOS."""
+    stream = fixture_file(name, tmp_path)
+    bare, plain = run(stream, output=tmp_path / "bare")
+    report, code = run(stream, output=tmp_path / "file", rom=True, format=form)
+    again, piped = run_pipe(stream.read_bytes(), output=tmp_path / "piped", rom=True, format=form)
+    assert plain == code == piped
+    assert same_sparse(tmp_path / "file", tmp_path / "piped")
+    assert bare.layout is not None
+    assert report.layout is not None
+    assert report.layout == again.layout
+    run(stream, all_blocks=tmp_path / "all")
+    account = json.loads((tmp_path / "all" / "manifest.json").read_text())
+    files = {b["idstr"]: tmp_path / "all" / b["file"] for b in account["blocks"]}
+    places: dict[str, list[int]] = {}
+    for r in report.layout.regions:
+        assert r.file_offset is not None
+        if r.idstr not in {b.idstr for b in bare.layout.regions}:
+            places.setdefault(r.idstr, []).append(r.gpa)
+        # The block's own file is compared with its truth in test_all_blocks.
+        data = files[r.idstr].read_bytes()[r.block_offset : r.block_offset + r.length]
+        with (tmp_path / "file").open("rb") as file:
+            file.seek(r.file_offset)
+            assert file.read(r.length) == data
+    assert places == ROMS[name]
+
+
 # -- a layout of the user's ----------------------------------------------------------------------
 
 
