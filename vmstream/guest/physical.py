@@ -154,7 +154,8 @@ def left_out(block: RAMBlock) -> str:
     """Say that a block of plugged memory is not in the map."""
     return (
         f"block {_text(block)!r} ({block.used_length:#x} bytes) is not in the image: it is "
-        "plugged memory, whose address is not known here; write it with --block"
+        "plugged memory, whose address is not known here; place it with --layout, or write it "
+        "with --block"
     )
 
 
@@ -165,7 +166,10 @@ def _text(block: RAMBlock) -> str:
 def _offer(blocks: tuple[RAMBlock, ...]) -> str:
     names = ", ".join(repr(_text(b)) for b in blocks[:8])
     more = ", ..." if len(blocks) > 8 else ""
-    return f"write one with --block IDSTR or all with --all-blocks DIR ({names}{more})"
+    return (
+        "write one with --block IDSTR or all with --all-blocks DIR, or say where they stand with "
+        f"--layout FILE ({names}{more})"
+    )
 
 
 _X86 = ("pc", "q35", "microvm", "isapc")
