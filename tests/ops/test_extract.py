@@ -729,6 +729,30 @@ def test_a_pipe_is_mended_at_the_end(
 
 
 @pytest.mark.parametrize("form", RANGES)
+@pytest.mark.parametrize("way", ["file", "pipe"])
+def test_a_dump_of_a_cut_stream(form: str, way: str, tmp_path: Path) -> None:
+    """Nothing without --partial; with it what is there, in a file that reads as whole."""
+    data = open_fixture("plain-5.2-pc")
+    data = data[: len(data) // 2]
+    stream = write(tmp_path / "stream", data)
+
+    def again(**options: Any) -> tuple[ExtractReport, int]:
+        return run_pipe(data, **options) if way == "pipe" else run(stream, **options)
+
+    with pytest.raises(TruncatedError):
+        again(output=tmp_path / "x", format=form)
+    assert files_in(tmp_path) == {"stream"}
+    _, raw_code = again(output=tmp_path / "raw", partial=True)
+    _, code = again(output=tmp_path / "x", format=form, partial=True)
+    assert code == raw_code == 3
+    (found,) = RANGES[form](tmp_path / "x")
+    assert (found.gpa, found.length) == (0, (tmp_path / "raw").stat().st_size)
+    content = read_range(tmp_path / "x", found, 0, found.length)
+    assert content == (tmp_path / "raw").read_bytes()
+    assert any(content)
+
+
+@pytest.mark.parametrize("form", RANGES)
 @pytest.mark.parametrize("below", [GIB, 2 * GIB, 3 * GIB, 5 * GIB // 2])
 def test_a_dump_from_a_pipe_is_mended_at_the_end(form: str, below: int, tmp_path: Path) -> None:
     """Heads and RAM move to where the map of the end has them, and holes stay holes."""
