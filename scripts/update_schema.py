@@ -40,6 +40,9 @@ SCHEMAS: dict[str, tuple[str, tuple[str, ...]]] = {
     "cpus.json": (models.CPUS_SCHEMA, ("CPUsReport",)),
 }
 
+# Files that users write: a list of objects, in which fields with a default may be left out.
+INPUTS: dict[str, tuple[str, str]] = {"layout.json": (models.LAYOUT_SCHEMA, "LayoutEntry")}
+
 # Fields whose entries stand in the object itself (report/jsonout.py record()).
 FLATTENED = {("RecordReport", "fields")}
 
@@ -136,17 +139,29 @@ def generate(schema: str, classes: tuple[str, ...]) -> str | None:
     return json.dumps(head | body | defs, indent=2) + "\n"
 
 
+def generate_input(schema: str, name: str) -> str:
+    """Return the text of the schema of a list that users write."""
+    cls = getattr(models, name)
+    item = Generator(schema).object(cls)
+    fields = dataclasses.fields(cls)
+    item["required"] = [f.name for f in fields if f.default is dataclasses.MISSING]
+    item["additionalProperties"] = False
+    head = {"$schema": "https://json-schema.org/draft/2020-12/schema", "title": schema}
+    return json.dumps(head | {"type": "array", "minItems": 1, "items": item}, indent=2) + "\n"
+
+
 def main() -> int:
     """Write or check the files."""
     parser = argparse.ArgumentParser(description="Generate docs/schema/*.json.")
     parser.add_argument("--check", action="store_true", help="only tell what differs")
     check = parser.parse_args().check
     status = 0
-    for name, (schema, classes) in SCHEMAS.items():
+    texts = {name: generate(*of) for name, of in SCHEMAS.items()}
+    texts |= {name: generate_input(*of) for name, of in INPUTS.items()}
+    for name, text in texts.items():
         path = SCHEMA_DIR / name
-        text = generate(schema, classes)
         if text is None:
-            print(f"{name}: no dataclass {' or '.join(classes)}", file=sys.stderr)
+            print(f"{name}: a dataclass is missing", file=sys.stderr)
             status = 1
         elif not path.exists() or path.read_text(encoding="utf-8") != text:
             print(f"{name}: {'differs from the dataclasses' if check else 'written'}")
@@ -155,7 +170,7 @@ def main() -> int:
                 SCHEMA_DIR.mkdir(parents=True, exist_ok=True)
                 path.write_text(text, encoding="utf-8")
     for path in sorted(SCHEMA_DIR.glob("*.json")):
-        if path.name not in SCHEMAS:
+        if path.name not in SCHEMAS and path.name not in INPUTS:
             print(f"{path.name}: not in SCHEMAS", file=sys.stderr)
             status = 1
     return status

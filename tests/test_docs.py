@@ -164,6 +164,7 @@ def test_the_commands_of_the_readme_run(tmp_path: Path) -> None:
     fixture_file("plain-7.2-pc", tmp_path).rename(tmp_path / "dump.bin")
     fixture_file("interrupted-pipe-11.1-pc", tmp_path).rename(tmp_path / "cut.bin")
     fixture_file("blockmig-5.2-pc", tmp_path).rename(tmp_path / "disks.bin")
+    (tmp_path / "layout.json").write_text('[{"gpa": 4096, "length": 4096, "block": "pc.ram"}]')
     text = text_of(README)
     ran = 0
     for line in SHOWN.findall(text):

@@ -28,7 +28,7 @@ def test_image(plain: Path, tmp_path: Path) -> None:
     assert (run.status, run.err) == (0, "")
     assert run.out.splitlines()[:3] == [
         "ram.raw: guest-physical image, 16 MiB",
-        "  0x0..0x1000000  pc.ram+0x0",
+        "  0x0..0x1000000  pc.ram+0x0  (cmos)",
         "  decided by cmos (inferred)",
     ]
     check_block(load_manifest("plain-7.2-pc"), "pc.ram", tmp_path / "ram.raw")
@@ -66,7 +66,9 @@ def test_json(plain: Path, tmp_path: Path) -> None:
     assert (run.status, run.err) == (0, "")
     found = run.json()
     assert found["schema"] == "vmstream.extract-ram/1"
-    assert found["outputs"] == [{"path": "ram.raw", "size": 1 << 24, "idstr": None, "sha256": None}]
+    assert found["outputs"] == [
+        {"path": "ram.raw", "size": 1 << 24, "idstr": None, "sha256": None, "format": "raw"}
+    ]
     assert found["layout"]["decided_by"] == "cmos"
     assert found["layout"]["source"] == "inferred"
 
@@ -235,3 +237,98 @@ def test_the_names_are_offered(tmp_path: Path) -> None:
         assert "'sun4m.ram', 'other'" in run.err
         assert "--block IDSTR" in run.err
         assert [p.name for p in tmp_path.iterdir()] == ["s"]
+
+
+# -- formats and layouts ---------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("form", "what", "size"),
+    [
+        ("raw", "guest-physical image", 1 << 24),
+        ("lime", "guest-physical memory in LiME format", (1 << 24) + 32),
+        ("elf", "guest-physical memory as an ELF core", (1 << 24) + (1 << 16)),
+    ],
+)
+def test_formats(form: str, what: str, size: int, plain: Path, tmp_path: Path) -> None:
+    run = vmstream("extract-ram", plain, "--format", form, "-o", "ram", cwd=tmp_path)
+    assert (run.status, run.err) == (0, "")
+    assert run.out.splitlines()[0].startswith(f"ram: {what}, 16")
+    assert (tmp_path / "ram").stat().st_size == size
+    run = vmstream(
+        "extract-ram", plain, "--format", form, "-o", "again", "--json", "--manifest", "m",
+        cwd=tmp_path,
+    )  # fmt: skip
+    found = run.json()
+    assert found == json.loads((tmp_path / "m").read_text())
+    digest = hashlib.sha256((tmp_path / "ram").read_bytes()).hexdigest()
+    assert found["outputs"] == [
+        {"path": "again", "size": size, "idstr": None, "sha256": digest, "format": form}
+    ]
+    (region,) = found["layout"]["regions"]
+    assert region == {
+        "gpa": 0, "length": 1 << 24, "idstr": "pc.ram", "block_offset": 0, "source": "cmos",
+        "file_offset": size - (1 << 24),
+    }  # fmt: skip
+
+
+def test_format_blocks(plain: Path, tmp_path: Path) -> None:
+    """Another way to say --all-blocks."""
+    for args in (["--format", "blocks", "-o", "one"], ["--all-blocks", "two"],
+                 ["--format", "blocks", "--all-blocks", "three"]):  # fmt: skip
+        run = vmstream("extract-ram", plain, *args, cwd=tmp_path)
+        assert (run.status, run.err) == (0, "")
+    one, two, three = (
+        {p.name: p.read_bytes() for p in (tmp_path / d).iterdir()} for d in ("one", "two", "three")
+    )
+    assert one == two == three
+    assert "manifest.json" in one
+
+
+def test_layout(plain: Path, tmp_path: Path) -> None:
+    (tmp_path / "lay").write_text(
+        '[{"gpa": "0x200000", "length": "0x100000", "block": "pc.ram", "block_offset": 4096}]'
+    )
+    run = vmstream("extract-ram", plain, "--layout", "lay", "-o", "ram", cwd=tmp_path)
+    assert (run.status, run.err) == (0, "")
+    assert run.out.splitlines() == [
+        "ram: guest-physical image, 3 MiB",
+        "  0x200000..0x300000  pc.ram+0x1000  (user)",
+        "  decided by user",
+        "  regions as lay states them: 1",
+    ]
+    (tmp_path / "bad").write_text('[{"gpa": 0, "length": 4096, "block": "no"}]')
+    run = vmstream("extract-ram", plain, "--layout", "bad", "-o", "x", cwd=tmp_path)
+    assert run.status == 2
+    assert "bad: entry 0: no block 'no'" in run.err
+    assert not (tmp_path / "x").exists()
+    assert no_leftovers(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("args", "message"),
+    [
+        (["--format", "lime", "--block", "pc.ram", "-o", "x"], "--format lime is not for --block"),
+        (["--format", "blocks", "--block", "pc.ram", "-o", "x"], "--format blocks is not for"),
+        (["--format", "elf", "--all-blocks", "x"], "--format elf is not for --block"),
+        (["--format", "elf"], "give -o FILE"),
+        (["--format", "blocks", "-o", "x", "--all-blocks", "y"], "give -o FILE"),
+        (["--layout", "lay", "--all-blocks", "x"], "--layout is for the guest-physical image"),
+        (["--layout", "lay", "--format", "blocks", "-o", "x"], "--layout is for"),
+        (["--layout", "lay", "--block", "pc.ram", "-o", "x"], "--layout is for"),
+        (["--layout", "lay", "--below-4g", "1M", "-o", "x"], "only one can decide"),
+        (["--layout", "none", "-o", "x"], "does not exist"),
+        (["--layout", "lay", "--rom", "-o", "x"], "--rom is for the guest-physical image"),
+        (["--block", "pc.ram", "--rom", "-o", "x"], "--rom is for"),
+        (["--all-blocks", "x", "--rom"], "--rom is for"),
+        (["--format", "kdump", "-o", "x"], "'kdump' is not one of"),
+    ],
+)
+def test_what_does_not_go_together(
+    args: list[str], message: str, plain: Path, tmp_path: Path
+) -> None:
+    (tmp_path / "lay").write_text("[]")
+    run = vmstream("extract-ram", plain, *args, cwd=tmp_path)
+    assert run.status == 2
+    assert message in run.err
+    assert {p.name for p in tmp_path.iterdir()} == {plain.name, "lay"}

@@ -45,8 +45,12 @@ def guest(size: int, name: str = "pc.ram") -> tuple[RAMBlock, ...]:
 
 
 def cmos(below: int, above: int = 0) -> bytes:
-    """What pc_cmos_init() writes: 0x34/0x35 and 0x5b to 0x5d, in units of 64 KiB."""
+    """What pc_cmos_init() writes: 0x34/0x35 and 0x5b to 0x5d, in units of 64 KiB; for older
+    software 0x15/0x16, 0x17/0x18 and 0x30/0x31, in KiB."""
     raw = bytearray(range(128))
+    base, extended = min(below // KIB, 640), min(max(0, below - MIB) // KIB, 65535)
+    for at, value in ((0x15, base), (0x17, extended), (0x30, extended)):
+        raw[at : at + 2] = value.to_bytes(2, "little")
     low = max(0, below - 16 * MIB) // UNIT
     high = above // UNIT
     raw[0x34], raw[0x35] = low & 0xFF, low >> 8
@@ -98,7 +102,9 @@ Q35_SPLIT, Q35_LIMIT = 0x80000000, 0xB0000000  # 2 GiB, 2.75 GiB
         ("pc-i440fx-9.0+pve0", 4 * GIB, PC_SPLIT),
         ("pc-i440fx-jammy", 4 * GIB, PC_SPLIT),
         ("isapc", PC_LIMIT - UNIT, PC_LIMIT - UNIT),
-        ("isapc", 4 * GIB, PC_SPLIT),
+        # isapc has no gigabyte_align: QEMU v7.2.0 hw/i386/pc_piix.c isapc_machine_options().
+        ("isapc", PC_LIMIT + UNIT, PC_LIMIT),
+        ("isapc", 4 * GIB, PC_LIMIT),
         ("pc-q35-10.0", Q35_SPLIT, Q35_SPLIT),
         ("pc-q35-10.0", Q35_LIMIT - UNIT, Q35_LIMIT - UNIT),
         ("pc-q35-10.0", Q35_LIMIT, Q35_SPLIT),
@@ -174,6 +180,58 @@ def test_cmos_that_does_not_fit_is_a_doubt(raw: bytes) -> None:
     assert found.decided_by == "machine rule"
     assert len(found.doubts) == 1
     assert "does not fit 0x140000000 bytes" in found.doubts[0]
+
+
+@pytest.mark.parametrize("size", [512 * KIB, 2 * MIB, 8 * MIB, 15 * MIB + 64 * KIB, 16 * MIB])
+@pytest.mark.parametrize("plugged", [8 * MIB + 128 * KIB, 64 * MIB, 2 * GIB])
+def test_the_ram_of_a_small_guest_is_told_from_other_blocks(size: int, plugged: int) -> None:
+    """0x30/0x31 state what 0x34/0x35 are too coarse for."""
+    found, index = split_of_two(size, plugged)
+    assert list(found.regions) == [Region(0, size, index, 0)]
+    assert found.decided_by == "cmos"
+    assert any("block mem" in reason for reason in found.reasons)
+    assert len(found.doubts) == 1
+    assert "'nv'" in found.doubts[0]
+
+
+def split_of_two(size: int, plugged: int) -> tuple[PhysicalMap, int]:
+    """The map of a guest with plugged memory, and the index of its RAM; the largest comes first."""
+    listed = sorted((("mem", size), ("nv", plugged)), key=lambda b: -b[1])
+    evidence = Evidence(b"pc-q35-7.2", blocks(*listed, *FIRMWARE), cmos(size))
+    return physical_map(evidence), listed.index(("mem", size))
+
+
+def test_old_bytes_alone_refuse_nothing() -> None:
+    """Of one block of 16 MiB or less, all is below: a guest may have changed 0x30/0x31."""
+    for junk in (b"\0\0", b"\x12\x34", b"\xff\xff"):
+        raw = bytearray(cmos(8 * MIB))
+        raw[0x30:0x32] = junk
+        found = split("pc-i440fx-10.0", 8 * MIB, bytes(raw))
+        check_split(found, 8 * MIB, 8 * MIB)
+        assert not found.doubts
+
+
+@pytest.mark.parametrize("below", [16 * MIB, 8 * MIB])
+def test_a_split_at_or_below_16_mib(below: int) -> None:
+    """max-ram-below-4g=16M."""
+    found = split("pc-q35-7.2", GIB, cmos(below, GIB - below))
+    check_split(found, GIB, below)
+    assert found.decided_by == "cmos"
+
+
+def test_regions_say_where_their_address_comes_from() -> None:
+    def sources(found: PhysicalMap) -> set[str]:
+        return {r.source for r in found.regions}
+
+    assert sources(split("pc-q35-9.0", 5 * GIB)) == {"machine rule"}
+    assert sources(split("pc-q35-9.0", 5 * GIB, cmos(2 * GIB, 3 * GIB))) == {"cmos"}
+    user = physical_map(Evidence(b"pc-q35-9.0", guest(5 * GIB)), GIB)
+    assert sources(user) == {"user"}
+    virt = physical_map(Evidence(b"virt-9.0", blocks(("mach-virt.ram", GIB))))
+    assert sources(virt) == {"machine rule"}
+    assert sources(concatenated(guest(GIB), [0])) == {"not decided"}
+    # It is no part of what a region is: the image of a pipe stays where it is.
+    assert Region(0, GIB, 0, 0, "cmos") == Region(0, GIB, 0, 0)
 
 
 def test_cmos_too_short_is_none() -> None:

@@ -23,6 +23,7 @@ from hypothesis import given, settings, strategies as st
 
 from tests import streamwriter as sw
 from tests.commandline import no_leftovers
+from tests.dumps import DumpRange, elf_ranges, lime_ranges, read_range
 from tests.strategies import corrupted_streams, cut_streams
 from tests.streamwriter import Device, Field, RamBlock, StreamWriter, simple_stream
 from tests.truth import (
@@ -201,6 +202,49 @@ def test_image(name: str, tmp_path: Path) -> None:
     assert again.ram_blocks == report.ram_blocks
     assert again.anomalies == report.anomalies
     assert files_in(tmp_path) == {stream.name, "image", "piped"}
+
+
+RANGES = {"lime": lime_ranges, "elf": elf_ranges}
+
+
+def joined(layout: list[tuple[int, int, str, int]]) -> list[tuple[int, int]]:
+    """Stretches that follow each other are one range."""
+    found: list[tuple[int, int]] = []
+    for gpa, length, _, _ in layout:
+        if found and sum(found[-1]) == gpa:
+            gpa, length = found[-1][0], found.pop()[1] + length
+        found.append((gpa, length))
+    return found
+
+
+@pytest.mark.parametrize("name", COMPLETE)
+def test_formats(name: str, tmp_path: Path) -> None:
+    """Each range has the bytes of the raw image, whatever came first, map or pages."""
+    stream = fixture_file(name, tmp_path)
+    raw, code = run(stream, output=tmp_path / "raw")
+    assert raw.layout is not None
+    layout = [(r.gpa, r.length, r.idstr, r.block_offset) for r in raw.layout.regions]
+    for form, ranges_of in RANGES.items():
+        path, piped = tmp_path / form, tmp_path / "piped"
+        report, again = run(stream, output=path, format=form)
+        assert again == code
+        (output,) = report.outputs
+        assert (output.format, output.size) == (form, path.stat().st_size)
+        assert report.layout is not None
+        assert [r.gpa for r in report.layout.regions] == [r.gpa for r in raw.layout.regions]
+        ranges = ranges_of(path)
+        assert [(r.gpa, r.length) for r in ranges] == joined(layout)
+        for r in ranges:
+            ours = block_sums(path, offset=r.offset, size=r.length, whole=False)
+            assert ours == block_sums(tmp_path / "raw", offset=r.gpa, size=r.length, whole=False)
+        for region in report.layout.regions:
+            (inside,) = [r for r in ranges if r.gpa <= region.gpa < r.gpa + r.length]
+            assert region.file_offset == inside.offset + region.gpa - inside.gpa
+        if not name.startswith("mapped"):
+            run_pipe(stream.read_bytes(), output=piped, format=form, force=True)
+            assert ranges_of(piped) == ranges
+            assert same_sparse(path, piped)
+            assert piped.stat().st_size == path.stat().st_size
 
 
 @pytest.mark.parametrize("name", ["plain-5.2-pc", "live-10.0-q35", "aarch64-10.0-virt"])
@@ -684,6 +728,212 @@ def test_a_pipe_is_mended_at_the_end(
     assert pipe.stat().st_blocks * 512 < MIB
 
 
+@pytest.mark.parametrize("form", RANGES)
+@pytest.mark.parametrize("way", ["file", "pipe"])
+def test_a_dump_of_a_cut_stream(form: str, way: str, tmp_path: Path) -> None:
+    """Nothing without --partial; with it what is there, in a file that reads as whole."""
+    data = open_fixture("plain-5.2-pc")
+    data = data[: len(data) // 2]
+    stream = write(tmp_path / "stream", data)
+
+    def again(**options: Any) -> tuple[ExtractReport, int]:
+        return run_pipe(data, **options) if way == "pipe" else run(stream, **options)
+
+    with pytest.raises(TruncatedError):
+        again(output=tmp_path / "x", format=form)
+    assert files_in(tmp_path) == {"stream"}
+    _, raw_code = again(output=tmp_path / "raw", partial=True)
+    _, code = again(output=tmp_path / "x", format=form, partial=True)
+    assert code == raw_code == 3
+    (found,) = RANGES[form](tmp_path / "x")
+    assert (found.gpa, found.length) == (0, (tmp_path / "raw").stat().st_size)
+    content = read_range(tmp_path / "x", found, 0, found.length)
+    assert content == (tmp_path / "raw").read_bytes()
+    assert any(content)
+
+
+@pytest.mark.parametrize("form", RANGES)
+@pytest.mark.parametrize("below", [GIB, 2 * GIB, 3 * GIB, 5 * GIB // 2])
+def test_a_dump_from_a_pipe_is_mended_at_the_end(form: str, below: int, tmp_path: Path) -> None:
+    """Heads and RAM move to where the map of the end has them, and holes stay holes."""
+    data = big_stream("pc-q35-9.0", 5 * GIB, MARKS, rtc(below, 5 * GIB - below))
+    file, pipe = tmp_path / "file", tmp_path / "pipe"
+    first, code = run(write(tmp_path / "stream", data), output=file, format=form)
+    second, again = run_pipe(data, output=pipe, format=form)
+    assert code == again == 0
+    assert first.layout == second.layout
+    assert same_sparse(file, pipe)
+    ranges = RANGES[form](pipe)
+    assert [(r.gpa, r.length) for r in ranges] == [(0, below), (FOUR_GIB, 5 * GIB - below)]
+    assert second.layout is not None
+    assert {r.source for r in second.layout.regions} == {"cmos"}
+    check_marked_ranges(pipe, ranges, below)
+    assert pipe.stat().st_blocks * 512 < MIB
+    assert files_in(tmp_path) == {"stream", "file", "pipe"}
+
+
+def check_marked_ranges(path: Path, ranges: list[DumpRange], below: int) -> None:
+    for mark in MARKS:
+        at = mark * PAGE
+        gpa = at if at < below else at - below + FOUR_GIB
+        (inside,) = [r for r in ranges if r.gpa <= gpa < r.gpa + r.length]
+        assert read_range(path, inside, gpa, PAGE) == mark_of(mark), hex(at)
+
+
+def test_a_dump_of_a_machine_that_the_end_tells(tmp_path: Path) -> None:
+    """Where nothing is known at first, RAM is kept in any order."""
+    mch = Device("0000:00:00.0/mch", 0, 1, [Field("x", "uint8", b"\1")])
+    data = big_stream(None, 5 * GIB, MARKS, mch, rtc(GIB, 4 * GIB))
+    report, code = run_pipe(data, output=tmp_path / "x", format="lime")
+    assert code == 0, report.anomalies
+    ranges = lime_ranges(tmp_path / "x")
+    assert [(r.gpa, r.length) for r in ranges] == [(0, GIB), (FOUR_GIB, 4 * GIB)]
+    check_marked_ranges(tmp_path / "x", ranges, GIB)
+
+
+# Where firmware stands, of streams whose blocks have a truth.
+ROMS = {
+    "plain-10.0-q35": {"pc.bios": [FOUR_GIB - 256 * 1024]},
+    "numa-dimm-10.0-pc": {"pc.bios": [FOUR_GIB - 256 * 1024]},
+    "own-isapc": {"pc.rom": [0xC0000], "pc.bios": [0xE0000, 0xFFFE0000]},
+    "own-microvm": {"pc.bios": [0xF0000, 0xFFFF0000]},
+    "aarch64-10.0-virt": {"virt.flash0": [0], "virt.flash1": [64 * MIB]},
+}
+
+
+@pytest.mark.parametrize("form", ["raw", *RANGES])
+@pytest.mark.parametrize("name", ROMS)
+def test_rom(name: str, form: str, tmp_path: Path) -> None:
+    """Beside the RAM that an image has without it; with several blocks a pipe waits for CMOS."""
+    stream = fixture_file(name, tmp_path)
+    bare, plain = run(stream, output=tmp_path / "bare")
+    report, code = run(stream, output=tmp_path / "file", rom=True, format=form)
+    again, piped = run_pipe(stream.read_bytes(), output=tmp_path / "piped", rom=True, format=form)
+    assert plain == code == piped
+    assert same_sparse(tmp_path / "file", tmp_path / "piped")
+    assert bare.layout is not None
+    assert report.layout is not None
+    assert report.layout == again.layout
+    run(stream, all_blocks=tmp_path / "all")
+    account = json.loads((tmp_path / "all" / "manifest.json").read_text())
+    files = {b["idstr"]: tmp_path / "all" / b["file"] for b in account["blocks"]}
+    places: dict[str, list[int]] = {}
+    for r in report.layout.regions:
+        assert r.file_offset is not None
+        if r.idstr not in {b.idstr for b in bare.layout.regions}:
+            places.setdefault(r.idstr, []).append(r.gpa)
+        # The block's own file is compared with its truth in test_all_blocks.
+        data = files[r.idstr].read_bytes()[r.block_offset : r.block_offset + r.length]
+        with (tmp_path / "file").open("rb") as file:
+            file.seek(r.file_offset)
+            assert file.read(r.length) == data
+    assert places == ROMS[name]
+
+
+# -- a layout of the user's ----------------------------------------------------------------------
+
+
+def layout_file(path: Path, *entries: tuple[int, int, str, int]) -> Path:
+    keys = ("gpa", "length", "block", "block_offset")
+    path.write_text(json.dumps([dict(zip(keys, e, strict=True)) for e in entries]))
+    return path
+
+
+@pytest.mark.parametrize("form", ["raw", *RANGES])
+@pytest.mark.parametrize("way", ["file", "pipe"])
+def test_layout(form: str, way: str, tmp_path: Path) -> None:
+    """It overrules CMOS and machine, and needs neither."""
+    lay = layout_file(
+        tmp_path / "lay",
+        (FOUR_GIB, 4 * GIB, "mem", GIB),
+        (GIB, GIB, "mem", 0),
+        (8 * GIB, GIB, "mem", GIB),  # a second time
+    )
+    for machine in ("pc-q35-9.0", "sun4m"):
+        data = big_stream(machine, 5 * GIB, MARKS, rtc(2 * GIB, 3 * GIB))
+        out = tmp_path / machine
+        options: dict[str, Any] = {"output": out, "layout": lay, "format": form}
+        stream = write(tmp_path / "stream", data)
+        report, code = run_pipe(data, **options) if way == "pipe" else run(stream, **options)
+        assert code == 0, report.anomalies
+        layout = report.layout
+        assert layout is not None
+        assert (layout.decided_by, layout.source, layout.below_4g) == ("user", "user", None)
+        assert [(r.gpa, r.length, r.block_offset, r.source) for r in layout.regions] == [
+            (GIB, GIB, 0, "user"),
+            (FOUR_GIB, 4 * GIB, GIB, "user"),
+            (8 * GIB, GIB, GIB, "user"),
+        ]
+        ranges = [DumpRange(0, 9 * GIB, 0)] if form == "raw" else RANGES[form](out)
+        if form != "raw":
+            assert [(r.gpa, r.length) for r in ranges] == [(GIB, GIB), (FOUR_GIB, 5 * GIB)]
+        for mark in MARKS:
+            at = mark * PAGE
+            places = [at + GIB] if at < GIB else [at + 3 * GIB]
+            places += [at + 7 * GIB] if GIB <= at < 2 * GIB else []
+            for gpa in places:
+                (inside,) = [r for r in ranges if r.gpa <= gpa < r.gpa + r.length]
+                assert read_range(out, inside, gpa, PAGE) == mark_of(mark)
+
+
+def test_layout_with_plugged_memory(tmp_path: Path) -> None:
+    """What inference leaves out with a warning, the user can place."""
+    name = "numa-dimm-10.0-pc"
+    manifest = load_manifest(name)
+    dimm, size = "d0", 128 * MIB
+    lay = layout_file(
+        tmp_path / "lay",
+        (0, 16 * MIB, "n0", 0), (16 * MIB, 16 * MIB, "n1", 0), (FOUR_GIB, size, dimm, 0),
+    )  # fmt: skip
+    report, code = run(fixture_file(name, tmp_path), output=tmp_path / "image", layout=lay)
+    assert code == 0
+    assert report.layout is not None
+    assert not report.layout.doubts
+    sums = block_sums(tmp_path / "image", offset=FOUR_GIB, size=size, whole=False)
+    assert sums.nonzero_sha256 == manifest["blocks"][dimm]["nonzero_sha256"]
+
+
+@pytest.mark.parametrize("way", ["file", "pipe"])
+@pytest.mark.parametrize(
+    ("entries", "message"),
+    [
+        ([(0, PAGE, "none", 0)], "entry 0: no block 'none'; the stream has: mem"),
+        ([(0, PAGE, "mem", 0), (0, PAGE, "mem", PAGE)], "entry 1: 0x0..0x1000 overlaps"),
+        ([(0, 16 * MIB + PAGE, "mem", 0)], "entry 0: ends at 0x1001000 of block 'mem'"),
+        ([(100, PAGE, "mem", 0)], "entry 0: gpa 0x64 is no multiple of the page size, 4096"),
+        ([], "has to be a list"),
+    ],
+)
+def test_a_layout_that_is_wrong(
+    entries: list[tuple[int, int, str, int]], message: str, way: str, tmp_path: Path
+) -> None:
+    data = big_stream("pc-q35-9.0", 16 * MIB, [1])
+    lay = layout_file(tmp_path / "lay", *entries)
+    stream = write(tmp_path / "stream", data)
+    options: dict[str, Any] = {"output": tmp_path / "out", "layout": lay}
+    with pytest.raises(OutputError, match=re.escape(message)) as caught:
+        run_pipe(data, **options) if way == "pipe" else run(stream, **options)
+    assert str(lay) in str(caught.value)
+    assert files_in(tmp_path) == {"lay", "stream"}
+
+
+@pytest.mark.parametrize("name", SHARED)
+def test_a_layout_without_the_shared_block(name: str, tmp_path: Path) -> None:
+    """It is its absence from the stream that refuses an image, and only if it is placed."""
+    manifest = load_manifest(name)
+    other = next(i for i in known_blocks(manifest) if i != "mem")
+    size = manifest["blocks"][other]["size"]
+    stream = fixture_file(name, tmp_path)
+    lay = layout_file(tmp_path / "lay", (0, size, other, 0))
+    _, code = run(stream, output=tmp_path / "out", layout=lay)
+    assert code == 0
+    check_block(manifest, other, tmp_path / "out")
+    lay = layout_file(tmp_path / "lay", (0, size, other, 0), (1 << 30, PAGE, "mem", 0))
+    with pytest.raises(UnsupportedError, match="'mem' is shared memory"):
+        run(stream, output=tmp_path / "again", layout=lay)
+    assert not (tmp_path / "again").exists()
+
+
 def test_a_clock_in_a_page(tmp_path: Path) -> None:
     """What a guest holds in RAM can mislead the look ahead, and must not decide."""
     size = 32 * MIB
@@ -899,6 +1149,12 @@ def test_plugged_virtio_mem_is_missed_aloud(tmp_path: Path, plugged: bool) -> No
     assert (tmp_path / "image").read_bytes() == b"\1" * PAGE
     assert [f"{path}/vmem0" in d for d in report.layout.doubts] == [True] * plugged
     assert code == plugged
+    lay = layout_file(
+        tmp_path / "lay", (0, PAGE, "pc.ram", 0), (PAGE, 4 * PAGE, f"{path}/vmem0", 0)
+    )
+    report, code = run(stream, output=tmp_path / "placed", layout=lay)
+    assert code == 0
+    assert (tmp_path / "placed").read_bytes()[2 * PAGE : 3 * PAGE] == bytes([7 * plugged]) * PAGE
     _, code = run(stream, block=f"{path}/vmem0", output=tmp_path / "block")
     assert (code, (tmp_path / "block").read_bytes()[PAGE : 2 * PAGE]) == (
         0,

@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import dataclasses
 import json
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -20,6 +21,8 @@ from tests.qcow2images import Saved, build
 from tests.strategies import live_streams
 from tests.streamwriter import Device, Field, RamBlock, StreamWriter
 from tests.truth import fixture_file, fixture_names, open_fixture, qcow2_file, qcow2_names
+from vmstream.errors import OutputError
+from vmstream.guest.userlayout import parse_layout
 from vmstream.ops.extract import ExtractOptions, extract
 from vmstream.ops.extract_block import BlockOptions, extract_block
 from vmstream.ops.inspect import inspect
@@ -184,6 +187,33 @@ def test_extract_block(partial: bool, tmp_path: Path) -> None:
     validator("extract-block").validate(found)
     assert found["schema"] == models.EXTRACT_BLOCK_SCHEMA == "vmstream.extract-block/1"
     assert found["partial"] == partial
+
+
+@pytest.mark.parametrize("form", ["lime", "elf"])
+def test_extract_in_other_formats(form: str, tmp_path: Path) -> None:
+    layout = tmp_path / "lay"
+    layout.write_text('[{"gpa": 4096, "length": 4096, "block": "pc.ram"}]')
+    with OpenSource(fixture_file("plain-7.2-pc", tmp_path)) as source:
+        report, _ = extract(
+            source, ExtractOptions(output=tmp_path / "x", format=form, layout=layout)
+        )
+    found = json.loads(dumps(report))
+    validator("extract-ram").validate(found)
+    assert found["layout"]["source"] == "user"
+
+
+def test_layout_files(tmp_path: Path) -> None:
+    """What the document shows is taken, and the schema takes and refuses what we do."""
+    check = validator("layout")
+    text = (ROOT / "docs" / "json.md").read_text()
+    (shown,) = re.findall(r"^```json\n(\[.*?)^```$", text, re.MULTILINE | re.DOTALL)
+    listed = json.loads(shown)
+    check.validate(listed)
+    assert len(parse_layout(shown.encode(), "x")) == len(listed) == 3
+    for wrong in ({}, [], [7], [{"gpa": 0}], [{**listed[0], "idstr": "x"}]):
+        assert not check.is_valid(wrong)
+        with pytest.raises(OutputError):
+            parse_layout(json.dumps(wrong).encode(), "x")
 
 
 def test_the_schemas_are_those_of_the_dataclasses() -> None:

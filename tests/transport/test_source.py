@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 
 from tests.decoding import decode, facts
 from tests.streamwriter import simple_stream
-from vmstream.errors import TruncatedError, UnsupportedError
+from vmstream.errors import OutputError, TruncatedError, UnsupportedError
 from vmstream.stream.events import Gap
 from vmstream.transport import source as source_module
 from vmstream.transport.source import (
@@ -30,6 +30,7 @@ from vmstream.transport.source import (
     PipeSource,
     Source,
     Window,
+    read_small,
 )
 
 GRAIN = mmap.ALLOCATIONGRANULARITY
@@ -639,6 +640,17 @@ def test_read_at(path: Path, start: int) -> None:
         assert source.read_into(len(data) - 5, memoryview(buffer)) == 5
         assert buffer == data[-5:] + b"x" * 15
         check_window(source, data, 6000, 10)
+
+
+def test_read_small(tmp_path: Path) -> None:
+    path = tmp_path / "x"
+    path.write_bytes(b"12345")
+    assert read_small(path, 5) == b"12345"
+    with pytest.raises(OutputError, match="x: more than 4 bytes"):
+        read_small(path, 4)
+    with pytest.raises(OSError) as caught:
+        read_small(tmp_path / "none", 4)
+    assert caught.value.filename == str(tmp_path / "none")
 
 
 def test_what_a_file_takes_on_disk(tmp_path: Path) -> None:

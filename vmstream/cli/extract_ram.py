@@ -28,6 +28,9 @@ Examples:
   vmstream extract-ram dump.bin -o ram.raw       offset in the file = guest-physical address
   vmstream extract-ram dump.bin --block pc.ram -o pc.ram.raw
   vmstream extract-ram dump.bin --all-blocks out/
+  vmstream extract-ram dump.bin --format lime -o ram.lime
+  vmstream extract-ram dump.bin --format elf -o ram.elf
+  vmstream extract-ram dump.bin --layout layout.json -o ram.raw
   vmstream extract-ram guest.save -o ram.raw     from an image of virsh save
   vmstream extract-ram main.bin --channel ch1.bin --channel ch2.bin -o ram.raw    multifd
   vmstream extract-ram cut.bin --partial -o ram.raw
@@ -55,6 +58,21 @@ def _shared(text: str) -> tuple[str, Path]:
     metavar="DIR",
     help="Write every block, and manifest.json, into DIR.",
 )
+@click.option(
+    "--format",
+    "form",
+    type=click.Choice(["raw", "lime", "elf", "blocks"]),
+    default="raw",
+    help="What -o is: an image with holes where there is no RAM (raw, the default), a LiME file, "
+    "an ELF core, or a directory as of --all-blocks (blocks).",
+)
+@click.option(
+    "--layout",
+    type=click.Path(path_type=Path, exists=True, dir_okay=False),
+    metavar="FILE",
+    help="Where blocks stand in the guest: JSON, a list of gpa, length, block, block_offset.",
+)
+@click.option("--rom", is_flag=True, help="Have ROM and flash in the image, too.")
 @click.option("--below-4g", type=byte_size, metavar="SIZE", help="Size of RAM below 4 GiB (x86).")
 @click.option("--partial", is_flag=True, help="Write what is there of a damaged stream.")
 @click.option("--force", is_flag=True, help="Replace files that exist.")
@@ -82,6 +100,9 @@ def command(
     output: Path | None,
     block: str | None,
     all_blocks: Path | None,
+    form: str,
+    layout: Path | None,
+    rom: bool,
     below_4g: int | None,
     partial: bool,
     force: bool,
@@ -99,6 +120,7 @@ def command(
 
     Without --block or --all-blocks the output is the guest-physical image: the offset in the
     file is the guest-physical address, and what the guest has no RAM at is a hole in the file.
+    LiME and ELF files have ranges of RAM alone, with their addresses.
 
     STREAM is a file, or - for standard input.
     """
@@ -106,9 +128,19 @@ def command(
         raise click.UsageError(
             "give -o FILE (with --block IDSTR for one block) or --all-blocks DIR"
         )
+    if form != "raw" and (block is not None or (all_blocks is not None and form != "blocks")):
+        raise click.UsageError(f"--format {form} is not for --block and --all-blocks")
+    if form == "blocks" and output is not None:
+        output, all_blocks = None, output
+    if layout is not None and (block is not None or all_blocks is not None):
+        raise click.UsageError("--layout is for the guest-physical image")
+    if layout is not None and below_4g is not None:
+        raise click.UsageError("--layout and --below-4g: only one can decide")
+    if rom and (block is not None or all_blocks is not None or layout is not None):
+        raise click.UsageError("--rom is for the guest-physical image, by no --layout")
     options = ExtractOptions(
         output, block, all_blocks, below_4g, partial, force, manifest, page_size,
-        tuple(sys.argv[1:]), shared_blocks, max_ram,
+        tuple(sys.argv[1:]), shared_blocks, max_ram, form, layout, rom,
     )  # fmt: skip
     with (
         OpenStream(

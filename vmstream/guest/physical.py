@@ -9,12 +9,13 @@ from __future__ import annotations
 
 import re
 from collections.abc import Collection
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import combinations
 
 from vmstream.errors import OutputError
 from vmstream.stream.events import RAMBlock
 
+_KIB, _MIB = 1 << 10, 1 << 20
 GIB = 1 << 30
 _FOUR_GIB = 4 * GIB
 _SIXTEEN_MIB = 16 << 20
@@ -37,12 +38,17 @@ _FIRMWARE = re.compile(
 
 @dataclass(frozen=True, slots=True)
 class Region:
-    """A stretch of a block at a guest-physical address; numbers in bytes."""
+    """A stretch of a block at a guest-physical address; numbers in bytes.
+
+    `source` says where the address comes from, as `PhysicalMap.decided_by` does; it does not
+    make two regions differ.
+    """
 
     gpa: int
     length: int
     block: int
     block_offset: int
+    source: str = field(default="machine rule", compare=False)
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,6 +61,7 @@ class PhysicalMap:
         decided_by: 'user', 'cmos' or 'machine rule'; 'not decided' before the end of a pipe.
         reasons: How it was decided, a sentence each.
         doubts: What speaks against it or was left out, a sentence each.
+        family: Family of machine types, 'unknown' if it is none that has a rule.
     """
 
     regions: tuple[Region, ...]
@@ -62,6 +69,7 @@ class PhysicalMap:
     decided_by: str
     reasons: tuple[str, ...]
     doubts: tuple[str, ...] = ()
+    family: str = "unknown"
 
     @property
     def size(self) -> int:
@@ -110,7 +118,7 @@ def physical_map(evidence: Evidence, below_4g: int | None = None) -> PhysicalMap
     ram = ram_blocks(blocks)
     if not ram:
         raise OutputError(f"no block looks like the machine's RAM; {_offer(blocks)}")
-    family = _family(evidence)
+    family = machine_family(evidence)
     if family in _X86:
         return _x86(evidence, family, ram, below_4g)
     if below_4g is not None:
@@ -129,6 +137,7 @@ def physical_map(evidence: Evidence, below_4g: int | None = None) -> PhysicalMap
         None,
         "machine rule",
         (f"machine family {family!r} has its RAM at {base:#x}",),
+        family=family,
     )
 
 
@@ -136,7 +145,7 @@ def concatenated(blocks: tuple[RAMBlock, ...], chosen: list[int]) -> PhysicalMap
     """Put blocks behind one another: a place to keep pages in until the map is known."""
     regions, at = [], 0
     for i in chosen:
-        regions.append(Region(at, blocks[i].used_length, i, 0))
+        regions.append(Region(at, blocks[i].used_length, i, 0, "not decided"))
         at += blocks[i].used_length
     return PhysicalMap(tuple(regions), None, "not decided", ())
 
@@ -145,7 +154,8 @@ def left_out(block: RAMBlock) -> str:
     """Say that a block of plugged memory is not in the map."""
     return (
         f"block {_text(block)!r} ({block.used_length:#x} bytes) is not in the image: it is "
-        "plugged memory, whose address is not known here; write it with --block"
+        "plugged memory, whose address is not known here; place it with --layout, or write it "
+        "with --block"
     )
 
 
@@ -156,7 +166,10 @@ def _text(block: RAMBlock) -> str:
 def _offer(blocks: tuple[RAMBlock, ...]) -> str:
     names = ", ".join(repr(_text(b)) for b in blocks[:8])
     more = ", ..." if len(blocks) > 8 else ""
-    return f"write one with --block IDSTR or all with --all-blocks DIR ({names}{more})"
+    return (
+        "write one with --block IDSTR or all with --all-blocks DIR, or say where they stand with "
+        f"--layout FILE ({names}{more})"
+    )
 
 
 _X86 = ("pc", "q35", "microvm", "isapc")
@@ -172,7 +185,8 @@ _BASES = {
 }
 
 
-def _family(evidence: Evidence) -> str:
+def machine_family(evidence: Evidence) -> str:
+    """Name the family of the machine type, 'unknown' if it is none that is known here."""
     name, idstrs = evidence.machine, {b.idstr for b in evidence.blocks}
     if name is None:
         # Machine types up to 2.3 do not say.
@@ -236,29 +250,36 @@ def _x86(evidence: Evidence, family: str, ram: list[int], below_4g: int | None) 
         length = blocks[index].used_length
         low = max(0, min(length, split - at))
         if low:
-            regions.append(Region(at, low, index, 0))
+            regions.append(Region(at, low, index, 0, decided_by))
         if low < length:
             gpa = _FOUR_GIB + at + low - split
-            regions.append(Region(gpa, length - low, index, low))
+            regions.append(Region(gpa, length - low, index, low, decided_by))
         at += length
-    return PhysicalMap(tuple(regions), split, decided_by, tuple(reasons), tuple(doubts))
+    return PhysicalMap(tuple(regions), split, decided_by, tuple(reasons), tuple(doubts), family)
 
 
-# Bytes (below, above) 4 GiB, in units of 64 KiB; below is 0 where it is 16 MiB or less.
+# Bytes (below, above) 4 GiB. 0x34/0x35 count 64 KiB above 16 MiB; where they are 0, the bytes for
+# older software tell: 0x30/0x31 KiB above 1 MiB, 0x15/0x16 those of the first 640 KiB.
 def _cmos_sizes(cmos: bytes | None) -> tuple[int, int] | None:
     if cmos is None or len(cmos) < 0x5E:
         return None
-    below = int.from_bytes(cmos[0x34:0x36], "little") * _CMOS_UNIT
+    units, extended, base = (
+        int.from_bytes(cmos[at : at + 2], "little") for at in (0x34, 0x30, 0x15)
+    )
     above = int.from_bytes(cmos[0x5B:0x5E], "little") * _CMOS_UNIT
-    return (below + _SIXTEEN_MIB if below else 0), above
+    if units:
+        return _SIXTEEN_MIB + units * _CMOS_UNIT, above
+    below = _MIB + extended * _KIB if extended else base * _KIB
+    return min(below, _SIXTEEN_MIB), above
 
 
-# Bytes below 4 GiB of `total`, if what CMOS states fits it.
+# Bytes below 4 GiB of `total`, if what CMOS states fits it. Of 16 MiB or less all is below,
+# whatever the bytes for older software say.
 def _split_of(stated: tuple[int, int], total: int) -> int | None:
     below, above = stated
     if not above:
-        fits = 0 <= total - below < _CMOS_UNIT if below else total <= _SIXTEEN_MIB
-        return total if fits else None
+        small = below <= _SIXTEEN_MIB and total <= _SIXTEEN_MIB
+        return total if small or 0 <= total - below < _CMOS_UNIT else None
     if below and 0 <= total - below - above < _CMOS_UNIT:
         return below
     return None
@@ -316,7 +337,9 @@ def _rule(family: str, machine: bytes | None, total: int) -> int:
     if family == "q35":
         # QEMU v10.1.0 hw/i386/pc_q35.c pc_q35_init()
         return 0x80000000 if total >= 0xB0000000 else 0xB0000000
-    # QEMU v10.1.0 hw/i386/pc_piix.c pc_init1(); gigabyte_align is off up to 1.7.
+    # QEMU v10.1.0 hw/i386/pc_piix.c pc_init1(); gigabyte_align is off up to 1.7, and on isapc
+    # (isapc_machine_options()).
     version = re.match(rb"pc-(?:i440fx-)?(\d+)\.(\d+)", machine or b"")
     old = version is not None and tuple(map(int, version.groups())) <= (1, 7)
+    old = old or family == "isapc"
     return 0xE0000000 if old or total < 0xE0000000 else 0xC0000000

@@ -18,6 +18,7 @@ from vmstream.errors import (
     TruncatedError,
     UnsupportedError,
 )
+from vmstream.guest.imagefile import Plan, plan
 from vmstream.guest.memory import Placement, RAMImage
 from vmstream.guest.multifd import PayloadReader
 from vmstream.guest.physical import (
@@ -28,6 +29,8 @@ from vmstream.guest.physical import (
     physical_map,
     ram_blocks,
 )
+from vmstream.guest.rom import with_rom
+from vmstream.guest.userlayout import Entry, parse_layout, user_map
 from vmstream.ops.channels import Channels
 from vmstream.ops.inspect import Summary, block_report, layer_reports
 from vmstream.ops.pipeline import Progress, run
@@ -57,13 +60,16 @@ from vmstream.transport.sink import (
     safe_names,
     write_text,
 )
-from vmstream.transport.source import DigestSource, Source, whole_digest
+from vmstream.transport.source import DigestSource, Source, read_small, whole_digest
 from vmstream.version import __version__
 from vmstream.wire.constants import CAP_IGNORE_SHARED, DEFAULT_PAGE_SIZE, MigCmd
 from vmstream.wire.vmsd import top_fields
 
 _RTC = b"mc146818rtc"
 _CMOS_SIZE = 128
+
+# A layout file of as many entries as are taken is a tenth of this.
+_MOST_LAYOUT = 8 << 20
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,6 +88,9 @@ class ExtractOptions:
         arguments: The command line, for the manifest.
         shared_blocks: Names of blocks whose memory is in a file (x-ignore-shared), and the files.
         max_ram: RAM in bytes that a block list may state; MAX_RAM if `None`.
+        format: Of the guest-physical image: 'raw', 'lime' or 'elf'.
+        layout: File with the guest-physical map, if the user states it.
+        rom: ROM and flash are in the guest-physical image, too.
     """
 
     output: Path | None = None
@@ -95,6 +104,9 @@ class ExtractOptions:
     arguments: tuple[str, ...] = ()
     shared_blocks: tuple[tuple[str, Path], ...] = ()
     max_ram: int | None = None
+    format: str = "raw"
+    layout: Path | None = None
+    rom: bool = False
 
 
 class MapEvidence:
@@ -148,8 +160,11 @@ class _Writer:
         peeked: Evidence | None,
         source: Source,
         channels: Channels | None,
+        stated: tuple[Entry, ...] | None,
     ) -> None:
         self._options = options
+        self.stated = stated
+        self._page_size = DEFAULT_PAGE_SIZE
         self._channels = channels
         self._readers: dict[int, PayloadReader] = {}
         self._source = source
@@ -159,6 +174,7 @@ class _Writer:
         self._image: RAMImage | None = None
         self.files: dict[int | None, OutputFile] = {}
         self.map: PhysicalMap | None = None
+        self.plan: Plan | None = None
 
     def on(self, event: Event) -> None:
         if isinstance(event, ChannelEvent):
@@ -200,6 +216,7 @@ class _Writer:
         """Open the outputs."""
         options, output = self._options, self._options.output or Path()
         placements: list[Placement] = []
+        self._page_size = page_size
         if options.all_blocks is not None:
             self._stack.enter_context(output_directory(options.all_blocks))
             check_free(options.all_blocks / "manifest.json", force=options.force)
@@ -215,9 +232,10 @@ class _Writer:
             placements.append(Placement(i, 0, blocks[i].used_length, out, 0))
         else:
             self.map = self._first_map(blocks)
-            out = self._file(None, output, self.map.size)
+            self.plan = plan(options.format, self.map)
+            out = self._file(None, output, self.plan.size)
             placements.extend(
-                Placement(r.block, r.block_offset, r.length, out, r.gpa) for r in self.map.regions
+                Placement(r.block, r.block_offset, r.length, out, r.gpa) for r in self.plan.regions
             )
         self._take_shared(blocks, placements)
         on_fault = self._page_fault if options.partial else None
@@ -251,13 +269,22 @@ class _Writer:
     def _first_map(self, blocks: tuple[RAMBlock, ...]) -> PhysicalMap:
         config = self._summary.configuration
         machine = config.name if config else None
+        if self.stated is not None:
+            return self._map(Evidence(machine, blocks))
         if self._peeked is not None:
             with contextlib.suppress(OutputError):
-                return physical_map(self._peeked, self._options.below_4g)
+                return self._map(self._peeked)
         try:
-            return physical_map(Evidence(machine, blocks), self._options.below_4g)
+            return self._map(Evidence(machine, blocks))
         except OutputError:
-            return concatenated(blocks, ram_blocks(blocks))
+            rom = self._options.rom
+            return concatenated(blocks, [*range(len(blocks))] if rom else ram_blocks(blocks))
+
+    def _map(self, evidence: Evidence) -> PhysicalMap:
+        if self.stated is None:
+            found = physical_map(evidence, self._options.below_4g)
+            return with_rom(found, evidence.blocks) if self._options.rom else found
+        return user_map(self.stated, str(self._options.layout), evidence, self._page_size)
 
     def _discard(self, event: Command) -> None:
         ranges = self._summary.discarded(event)
@@ -289,26 +316,31 @@ class _Writer:
 
     def settle(self, evidence: Evidence) -> None:
         """Bring the image into the layout that the whole stream tells."""
-        if self.map is None:
+        if self.plan is None:
             return
-        final = physical_map(evidence, self._options.below_4g)
-        final = replace(final, doubts=final.doubts + tuple(self._left_out(evidence)))
-        if final.regions != self.map.regions:
-            out = self.files[None]
-            out.rearrange(moves(self.map, final), final.size)
-        self.map = final
+        final, out = self._map(evidence), self.files[None]
+        final = replace(final, doubts=final.doubts + tuple(self._left_out(evidence, final)))
+        made = plan(self._options.format, final)
+        if (made.regions, made.size) != (self.plan.regions, self.plan.size):
+            out.rearrange(moves(self.plan, made), made.size)
+        for offset, head in made.heads:
+            out.write(offset, head)
+        self.map, self.plan = final, made
 
     # Blocks of virtio-mem devices that hold memory: their names are paths, as those of devices'
     # own memory are. QEMU v10.1.0 hw/virtio/virtio-mem.c virtio_mem_device_realize().
-    def _left_out(self, evidence: Evidence) -> Iterator[str]:
-        for covered in self._summary.coverage_blocks():
+    def _left_out(self, evidence: Evidence, final: PhysicalMap) -> Iterator[str]:
+        placed = {r.block for r in final.regions}
+        for i, covered in enumerate(self._summary.coverage_blocks()):
+            if i in placed:
+                continue
             path, slash, _ = covered.block.idstr.rpartition(b"/")
             if slash and path + b"/virtio-mem" in evidence.idstrs and covered.sent.count():
                 yield left_out(covered.block)
 
 
-def moves(old: PhysicalMap, new: PhysicalMap) -> Iterator[tuple[int, int, int]]:
-    """Yield (old offset, new offset, length) of every stretch that both maps have."""
+def moves(old: PhysicalMap | Plan, new: PhysicalMap | Plan) -> Iterator[tuple[int, int, int]]:
+    """Yield (old offset, new offset, length) of every stretch that both have."""
     for target in new.regions:
         for source in old.regions:
             if source.block != target.block:
@@ -369,6 +401,9 @@ def extract(
                 check_parent(path)
     if options.manifest is not None and options.output is not None:
         _check_apart(options.output, options.manifest)
+    stated = None
+    if options.layout is not None:
+        stated = parse_layout(read_small(options.layout, _MOST_LAYOUT), str(options.layout))
     peeked = _peek(source, options)
     # The manifest has the hash of the file itself, not of what is in it.
     layers = container.layers if container is not None else []
@@ -382,7 +417,7 @@ def extract(
         if digest is not None:
             # Whoever closes the inner source does not wait for the thread.
             stack.callback(digest.finish)
-        writer = _Writer(options, stack, summary, peeked, source, channels)
+        writer = _Writer(options, stack, summary, peeked, source, channels, stated)
         try:
             run(source, decoder, [summary, evidence, writer], progress, container, channels)
         except (TruncatedError, FormatError, IntegrityError) as error:
@@ -393,7 +428,7 @@ def extract(
         if isinstance(summary.findings.error, (UnsupportedError, LimitError)):
             raise summary.findings.error
         summary.finish()
-        _check_whole(summary, options)
+        _check_whole(summary, options, stated)
         if not writer.files:
             if not summary.blocks:
                 raise IntegrityError(summary.end, "the stream has no RAM")
@@ -407,6 +442,7 @@ def extract(
                 summary.blocks[i].used_length if i is not None else _size(writer),
                 None if i is None else models.readable(summary.blocks[i].idstr),
                 out.sha256() if options.manifest is not None else None,
+                "raw" if writer.plan is None else writer.plan.format,
             )
             for i, out in writer.files.items()
         ]
@@ -434,6 +470,8 @@ def extract(
 def _peek(source: Source, options: ExtractOptions) -> Evidence | None:
     if not source.seekable or options.block is not None or options.all_blocks is not None:
         return None
+    if options.layout is not None:
+        return None
     summary, found = Summary(), MapEvidence()
     try:
         for event in quick_events(source, Decoder(options.page_size, max_ram=options.max_ram)):
@@ -445,12 +483,16 @@ def _peek(source: Source, options: ExtractOptions) -> Evidence | None:
 
 
 # Refuse what would be a wrong image, said or not.
-def _check_whole(summary: Summary, options: ExtractOptions) -> None:
+def _check_whole(
+    summary: Summary, options: ExtractOptions, stated: tuple[Entry, ...] | None
+) -> None:
     elsewhere = summary.pages_elsewhere() or (not options.partial and summary.pages_withdrawn())
     if elsewhere:
         raise UnsupportedError(0, elsewhere)
     if CAP_IGNORE_SHARED in summary.capabilities and options.all_blocks is None:
         wanted = [options.block] if options.block else None
+        if stated is not None:
+            wanted = [entry.block for entry in stated]
         for covered in summary.coverage_blocks():
             name = models.readable(covered.block.idstr)
             empty = covered.pages_missing == covered.pages
@@ -489,7 +531,7 @@ def _is_ram(summary: Summary, block: RAMBlock) -> bool:
 
 
 def _size(writer: _Writer) -> int:
-    return writer.map.size if writer.map else 0
+    return writer.plan.size if writer.plan else 0
 
 
 def _blocks_manifest(
@@ -515,6 +557,30 @@ def _blocks_manifest(
     )
 
 
+def _layout_report(summary: Summary, writer: _Writer) -> models.LayoutReport | None:
+    layout, made = writer.map, writer.plan
+    if layout is None or made is None:
+        return None
+    return models.LayoutReport(
+        layout.decided_by,
+        layout.below_4g,
+        [
+            models.RegionReport(
+                r.gpa,
+                r.length,
+                models.readable(summary.blocks[r.block].idstr),
+                r.block_offset,
+                r.source,
+                placed.gpa,
+            )
+            for r, placed in zip(layout.regions, made.regions, strict=True)
+        ],
+        list(layout.reasons),
+        list(layout.doubts),
+        "user" if writer.stated else "inferred",
+    )
+
+
 def _report(
     source: Source,
     decoder: Decoder,
@@ -525,7 +591,6 @@ def _report(
     input_sha256: str | None,
     layers: list[models.LayerReport],
 ) -> models.ExtractReport:
-    layout = writer.map
     return models.ExtractReport(
         schema=models.EXTRACT_SCHEMA,
         tool=f"vmstream {__version__}",
@@ -538,20 +603,7 @@ def _report(
         machine=summary.machine,
         page_size=decoder.page_size,
         page_size_source=decoder.page_size_source,
-        layout=None
-        if layout is None
-        else models.LayoutReport(
-            layout.decided_by,
-            layout.below_4g,
-            [
-                models.RegionReport(
-                    r.gpa, r.length, models.readable(summary.blocks[r.block].idstr), r.block_offset
-                )
-                for r in layout.regions
-            ],
-            list(layout.reasons),
-            list(layout.doubts),
-        ),
+        layout=_layout_report(summary, writer),
         outputs=outputs,
         ram_blocks=[block_report(b) for b in summary.coverage_blocks()],
         anomalies=summary.findings.report(),

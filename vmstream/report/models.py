@@ -15,6 +15,7 @@ RECORDS_SCHEMA = "vmstream.records/1"
 BLOCKS_SCHEMA = "vmstream.blocks/1"
 EXTRACT_SCHEMA = "vmstream.extract-ram/1"
 EXTRACT_BLOCK_SCHEMA = "vmstream.extract-block/1"
+LAYOUT_SCHEMA = "vmstream.layout/1"
 SNAPSHOTS_SCHEMA = "vmstream.snapshots/1"
 DEVICES_SCHEMA = "vmstream.devices/1"
 CPUS_SCHEMA = "vmstream.cpus/1"
@@ -556,24 +557,34 @@ class BlocksManifest:
 
 @dataclass(frozen=True, slots=True)
 class RegionReport:
-    """A stretch of a block at a guest-physical address, bytes."""
+    """A stretch of a block at a guest-physical address, bytes.
+
+    Attributes:
+        source: Where the address comes from: 'user' (--layout, --below-4g), 'cmos' (device state
+            of the RTC) or 'machine rule'.
+        file_offset: Where its bytes stand in the file that was written; in a raw image the
+            address.
+    """
 
     gpa: int
     length: int
     idstr: str
     block_offset: int
+    source: str = "machine rule"
+    file_offset: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class LayoutReport:
-    """The guest-physical map of an image: inference.
+    """The guest-physical map of an image: inference, unless the user states it.
 
     Attributes:
         decided_by: 'user', 'cmos' or 'machine rule'.
         below_4g: Bytes of RAM below 4 GiB, `None` where the machine has no split.
-        regions: By block order.
+        regions: By address.
         reasons: How it was decided.
         doubts: What speaks against it, or was left out.
+        source: 'inferred'; 'user' where --layout states all of it.
     """
 
     decided_by: str
@@ -585,13 +596,38 @@ class LayoutReport:
 
 
 @dataclass(frozen=True, slots=True)
+class LayoutEntry:
+    """An entry of the file that `extract-ram --layout` reads, which is a list of them.
+
+    Numbers are bytes; as a string they may be hexadecimal ("0x100000000").
+
+    Attributes:
+        gpa: Guest-physical address.
+        length: How much of the block stands there.
+        block: Name of the block, as reports give it.
+        block_offset: Where in the block the stretch begins.
+    """
+
+    gpa: int | str
+    length: int | str
+    block: str
+    block_offset: int | str = 0
+
+
+@dataclass(frozen=True, slots=True)
 class OutputReport:
-    """A file that was written; `sha256` with --manifest."""
+    """A file that was written; `sha256` with --manifest.
+
+    Attributes:
+        size: Of the file, bytes.
+        format: 'raw', 'lime' or 'elf'.
+    """
 
     path: str
     size: int
     idstr: str | None
     sha256: str | None = None
+    format: str = "raw"
 
 
 @dataclass(frozen=True, slots=True)

@@ -334,19 +334,28 @@ def _end(out: Console, report: InspectReport) -> None:
         out.print(f"  ... {report.anomaly_count - _FINDINGS_AT_A_GLANCE} more (--json)")
 
 
+_IMAGES = {
+    "raw": "guest-physical image",
+    "lime": "guest-physical memory in LiME format",
+    "elf": "guest-physical memory as an ELF core",
+}
+
+
 def render_extract(report: ExtractReport, out: Console | None = None) -> None:
     """Print what was written to stdout, and what is to be known about it to stderr."""
     out = out or console()
     for item in report.outputs:
-        what = f"block {printable(item.idstr)}" if item.idstr else "guest-physical image"
+        what = f"block {printable(item.idstr)}" if item.idstr else _IMAGES[item.format]
         out.print(f"{printable(item.path)}: {what}, {size_text(item.size)}")
     if report.layout is not None:
         for region in report.layout.regions:
             end = region.gpa + region.length
             out.print(
                 f"  {region.gpa:#x}..{end:#x}  {printable(region.idstr)}+{region.block_offset:#x}"
+                f"  ({region.source})"
             )
-        out.print(f"  decided by {report.layout.decided_by} (inferred)")
+        how = " (inferred)" if report.layout.source == "inferred" else ""
+        out.print(f"  decided by {report.layout.decided_by}{how}")
         for reason in report.layout.reasons:
             out.print(f"  {printable(reason)}")
     notes = console(sys.stderr)

@@ -27,7 +27,7 @@ from typing import Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from vmstream.errors import UnsupportedError
+from vmstream.errors import OutputError, UnsupportedError
 
 # Of a mapped file, where pages are touched on a thread, and twice that where they are not.
 MAPPED_WINDOW = 32 << 20
@@ -417,6 +417,20 @@ class OpenSource:
 
     def __exit__(self, *exc: object) -> None:
         self.source.close()
+
+
+def read_small(path: str | os.PathLike[str], most: int) -> bytes:
+    """Read a file that the user gives beside the stream.
+
+    Raises:
+        OutputError: It has more than `most` bytes.
+        OSError: With the path.
+    """
+    with open(path, "rb") as file:
+        data = file.read(most + 1)
+    if len(data) > most:
+        raise OutputError(f"{os.fspath(path)}: more than {most} bytes")
+    return data
 
 
 def spooled(source: PipeSource, directory: str | os.PathLike[str]) -> FileSource:
