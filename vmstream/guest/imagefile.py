@@ -11,12 +11,12 @@ from bisect import bisect_right
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
+from vmstream.guest.notes import Note
 from vmstream.guest.physical import PhysicalMap, Region
 
 FORMATS = ("raw", "lime", "elf")
 
 # name, type and content of a note of an ELF core.
-Note = tuple[str, int, bytes]
 
 # Magic, version, first and last address, 8 reserved bytes. Whatever the guest's byte order, all
 # readers take little-endian. LiME src/lime.h lime_mem_range_header.

@@ -12,7 +12,6 @@ from vmstream.guest.devices import DeviceTree, Node
 _NT_PRSTATUS = 1
 _FP_VALID = 1  # as QEMU sets it; a note with those registers is not made here
 _QEMU_VERSION = 1
-_EFER_LMA = 1 << 10
 
 # Of a segment in device state. QEMU v10.1.0 target/i386/machine.c vmstate_segment.
 _SEGMENT_PARTS = ("selector", "limit", "flags", "base")
@@ -22,7 +21,6 @@ _X86_64_REGS = (
     "r15", "r14", "r13", "r12", "rbp", "rbx", "r11", "r10", "r9", "r8", "rax", "rcx", "rdx", "rsi",
     "rdi",
 )  # fmt: skip
-_I386_REGS = ("rbx", "rcx", "rdx", "rsi", "rdi", "rbp", "rax")
 _STATE_REGS = (
     "rax", "rbx", "rcx", "rdx", "rsi", "rdi", "rsp", "rbp",
     "r8", "r9", "r10", "r11", "r12", "r13", "r14", "r15", "rip", "rflags",
@@ -40,7 +38,7 @@ class Note(NamedTuple):
         desc: Its bytes.
     """
 
-    name: bytes
+    name: str
     type: int
     desc: bytes
 
@@ -52,9 +50,9 @@ def cpu_notes(tree: DeviceTree) -> list[Note]:
     """
     found = list(cpus(tree))
     nodes = {d.path: d for d in tree.find("cpu[*]")}
-    status = [Note(b"CORE", _NT_PRSTATUS, desc) for desc in _statuses(found)]
+    status = [Note("CORE", _NT_PRSTATUS, desc) for desc in _statuses(found)]
     states = [
-        Note(b"QEMU", 0, _state(cpu, nodes[f"cpu[{cpu.instance_id}]"]))
+        Note("QEMU", 0, _state(cpu, nodes[f"cpu[{cpu.instance_id}]"]))
         for cpu in found
         if cpu.architecture == "x86"
     ]
@@ -62,30 +60,21 @@ def cpu_notes(tree: DeviceTree) -> list[Note]:
 
 
 def _statuses(found: list[CPU]) -> Iterator[bytes]:
-    # By the first CPU, since the others may not be up yet.
-    long = bool(found) and bool(found[0].groups.get("control", {}).get("efer", 0) & _EFER_LMA)
     for cpu in found:
         if cpu.architecture == "x86":
-            yield _x86_64(cpu) if long else _i386(cpu)
+            yield _x86_64(cpu)
         elif cpu.architecture == "aarch64":
             yield _aarch64(cpu)
 
 
+# Of a CPU that is not in 64-bit mode too, since the file is of x86_64. QEMU has the smaller
+# structure of i386 then, and makes the file one of EM_386.
 def _x86_64(cpu: CPU) -> bytes:
     regs, segs = cpu.groups["general"], cpu.groups["segment"]
     values = [regs[name] for name in _X86_64_REGS]
     values += [0, regs["rip"], segs["cs"], regs["rflags"], regs["rsp"], segs["ss"]]
     values += [segs["fs.base"], segs["gs.base"], *(segs[s] for s in ("ds", "es", "fs", "gs"))]
     return struct.pack("<32xI76x27Q8x", cpu.instance_id + 1, *values)
-
-
-def _i386(cpu: CPU) -> bytes:
-    regs, segs = cpu.groups["general"], cpu.groups["segment"]
-    values = [regs[name] for name in _I386_REGS]
-    values += [segs[s] for s in ("ds", "es", "fs", "gs")]
-    values += [0, regs["rip"], segs["cs"], regs["rflags"], regs["rsp"], segs["ss"]]
-    low = (value & 0xFFFFFFFF for value in values)
-    return struct.pack("<24xI44x17I4x", cpu.instance_id + 1, *low)
 
 
 # QEMU v10.1.0 target/arm/arch_dump.c struct aarch64_elf_prstatus.

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -21,6 +21,7 @@ from vmstream.errors import (
 from vmstream.guest.imagefile import Plan, plan
 from vmstream.guest.memory import Placement, RAMImage
 from vmstream.guest.multifd import PayloadReader
+from vmstream.guest.notes import Note, cpu_notes
 from vmstream.guest.physical import (
     Evidence,
     PhysicalMap,
@@ -32,8 +33,9 @@ from vmstream.guest.physical import (
 from vmstream.guest.rom import with_rom
 from vmstream.guest.userlayout import Entry, parse_layout, user_map
 from vmstream.ops.channels import Channels
+from vmstream.ops.devices import Devices
 from vmstream.ops.inspect import Summary, block_report, layer_reports
-from vmstream.ops.pipeline import Progress, run
+from vmstream.ops.pipeline import Consumer, Progress, run
 from vmstream.ops.quick import quick_events
 from vmstream.report import models
 from vmstream.report.jsonout import dumps
@@ -314,13 +316,13 @@ class _Writer:
                 if i in self.files and covered.pages_missing == covered.pages:
                     self.files.pop(i).abort()
 
-    def settle(self, evidence: Evidence) -> None:
-        """Bring the image into the layout that the whole stream tells."""
+    def settle(self, evidence: Evidence, notes: Sequence[Note]) -> None:
+        """Bring the image into the layout that the whole stream tells; an ELF core gets notes."""
         if self.plan is None:
             return
         final, out = self._map(evidence), self.files[None]
         final = replace(final, doubts=final.doubts + tuple(self._left_out(evidence, final)))
-        made = plan(self._options.format, final)
+        made = plan(self._options.format, final, notes)
         if (made.regions, made.size) != (self.plan.regions, self.plan.size):
             out.rearrange(moves(self.plan, made), made.size)
         for offset, head in made.heads:
@@ -412,14 +414,17 @@ def extract(
         digest = source = DigestSource(source)
     outermost = layers[0].source if layers else source
     decoder = Decoder(options.page_size, strict=not options.partial, max_ram=options.max_ram)
-    summary, evidence = Summary(), MapEvidence()
+    summary, evidence, devices = Summary(), MapEvidence(), Devices()
     with contextlib.ExitStack() as stack:
         if digest is not None:
             # Whoever closes the inner source does not wait for the thread.
             stack.callback(digest.finish)
         writer = _Writer(options, stack, summary, peeked, source, channels, stated)
         try:
-            run(source, decoder, [summary, evidence, writer], progress, container, channels)
+            consumers: list[Consumer] = [summary, evidence, writer]
+            if options.format == "elf":
+                consumers.append(devices)
+            run(source, decoder, consumers, progress, container, channels)
         except (TruncatedError, FormatError, IntegrityError) as error:
             error.advice = error.advice or "--partial writes what is there"
             raise
@@ -435,7 +440,7 @@ def extract(
             writer.open(summary.blocks, decoder.page_size or DEFAULT_PAGE_SIZE)
         writer.drop_unsent()
         machine = summary.configuration.name if summary.configuration else None
-        writer.settle(evidence.evidence(machine))
+        writer.settle(evidence.evidence(machine), cpu_notes(devices.tree))
         outputs = [
             models.OutputReport(
                 str(out.path),
