@@ -36,6 +36,7 @@ SCHEMAS: dict[str, tuple[str, tuple[str, ...]]] = {
     "extract-ram.json": (models.EXTRACT_SCHEMA, ("ExtractReport",)),
     "extract-block.json": (models.EXTRACT_BLOCK_SCHEMA, ("ExtractBlockReport",)),
     "snapshots.json": (models.SNAPSHOTS_SCHEMA, ("SnapshotsReport",)),
+    "search.json": (models.SEARCH_SCHEMA, ("HitReport",)),
 }
 
 # Fields whose entries stand in the object itself (report/jsonout.py record()).

@@ -22,14 +22,12 @@ from vmstream.wire.live import KINDS as LIVE_KINDS
 
 README = ROOT / "README.md"
 JSON = ROOT / "docs" / "json.md"
-COMMANDS = ("inspect", "records", "extract-ram", "extract-block", "xml", "snapshots")
-CALL = re.compile(
-    r"(?<![\w/.-])vmstream ((?:inspect|records|extract-(?:ram|block)|xml|snapshots)[^\n`|>]*)"
-)
-SHOWN = re.compile(
-    r"^(?:    |\$ )vmstream ((?:inspect|records|extract-(?:ram|block)|xml|snapshots) .*)$",
-    re.MULTILINE,
-)
+COMMANDS = (
+    "inspect", "records", "extract-ram", "extract-block", "hexdump", "search", "xml", "snapshots",
+)  # fmt: skip
+NAMES = "|".join(COMMANDS)
+CALL = re.compile(rf"(?<![\w/.-])vmstream ((?:{NAMES})[^\n`|>]*)")
+SHOWN = re.compile(rf"^(?:    |\$ )vmstream ((?:{NAMES}) .*)$", re.MULTILINE)
 FILES = {"dump.bin", "cut.bin", "disks.bin"}  # of the examples
 FILE = re.compile(r"\b((?:vmstream|tests|scripts|docs)/[\w/]+\.(?:py|md|json))\b")
 MODULE = re.compile(r"`((?:cli|container|guest|ops|report|stream|transport|wire)/\w+\.py)\b")
@@ -105,10 +103,7 @@ def test_readme_has_every_command_and_option(name: str) -> None:
 def test_no_options_that_do_not_exist(path: str) -> None:
     """Of the lines that call vmstream."""
     text = text_of(ROOT / path)
-    for line in re.findall(
-        r"(?<![\w/.-])vmstream ((?:inspect|records|extract-(?:ram|block)|xml|snapshots)[^\n`|>]*)",
-        text,
-    ):
+    for line in CALL.findall(text):
         name, *words = re.split(r"\s+", line)
         options = {o for p in command_of(name).params for o in p.opts}
         for word in words:
@@ -151,7 +146,7 @@ def test_links(path: str) -> None:
 
 
 def test_the_library_example(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    (example,) = [b for b in code_blocks(text_of(README), "python") if "vmstream.open" in b]
+    example, _ = [b for b in code_blocks(text_of(README), "python") if "vmstream.open" in b]
     fixture_file("plain-7.2-pc", tmp_path).rename(tmp_path / "dump.bin")
     monkeypatch.chdir(tmp_path)
     with contextlib.redirect_stdout(io.StringIO()) as out:
@@ -160,6 +155,18 @@ def test_the_library_example(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
     assert lines[0] == "pc-i440fx-7.2 4096"
     assert "b'pc.ram' 16777216" in lines
     assert lines[-1] == "4226 page records"
+
+
+def test_the_library_example_of_memory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    _, example = [b for b in code_blocks(text_of(README), "python") if "vmstream.open" in b]
+    fixture_file("plain-7.2-pc", tmp_path).rename(tmp_path / "dump.bin")
+    monkeypatch.chdir(tmp_path)
+    with contextlib.redirect_stdout(io.StringIO()) as out:
+        exec(example, {})  # noqa: S102
+    boot, rest, size = out.getvalue().splitlines()
+    assert boot.endswith("55 aa")
+    assert rest == "16 bytes of pc.bios"
+    assert size == str(16 << 20)
 
 
 def test_the_commands_of_the_readme_run(tmp_path: Path) -> None:

@@ -24,9 +24,13 @@ COMMANDS = {
     "inspect": "STREAM",
     "records": "STREAM",
     "extract-ram": "STREAM",
+    "hexdump": "STREAM",
+    "search": "STREAM PATTERN",
     "xml": "STREAM",
     "snapshots": "DISK",
 }
+# What a command takes besides the stream.
+MORE = {"extract-ram": ["-o", "out"], "hexdump": ["--phys", "0"], "search": ["text"]}
 PAGE = 4096
 
 
@@ -206,12 +210,12 @@ def test_status(name: str, how: str, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("command", COMMANDS)
 def test_what_cannot_be_opened(command: str, tmp_path: Path) -> None:
-    more = ["-o", tmp_path / "out"] if command == "extract-ram" else []
-    run = vmstream(command, tmp_path / "nowhere", *more)
+    more = MORE.get(command, [])
+    run = vmstream(command, tmp_path / "nowhere", *more, cwd=tmp_path)
     assert run.status == 6
     assert run.out == ""
     assert run.err == f"vmstream: {tmp_path}/nowhere: No such file or directory\n"
-    run = vmstream(command, tmp_path, *more)
+    run = vmstream(command, tmp_path, *more, cwd=tmp_path)
     assert run.status == 6
     assert run.out == ""
     assert run.err == f"vmstream: {tmp_path}: Is a directory\n"
@@ -226,12 +230,14 @@ def test_any_other_error_of_the_system(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "command", [c for c, what in COMMANDS.items() if what == "STREAM" and c != "xml"]
+    "command", [c for c, what in COMMANDS.items() if what.startswith("STREAM") and c != "xml"]
 )
 @pytest.mark.parametrize("data", [b"", b"This is a text.\n" * 99, b"\x89PNG\r\n\x1a\n" + bytes(99)])
 def test_what_is_no_stream(command: str, data: bytes, tmp_path: Path) -> None:
     (tmp_path / "s").write_bytes(data)
-    more = ["-o", "out"] if command == "extract-ram" else []
+    more = MORE.get(command, [])
+    if command in ("hexdump", "search"):
+        more = [*more, "--spool", tmp_path]
     for stdin, name in ((None, "s"), (data, "-")):
         run = vmstream(command, name, *more, stdin=stdin, cwd=tmp_path)
         assert run.status == 3

@@ -24,6 +24,8 @@ _COMMANDS = {
         "command",
         "Write the disks of a block migration.",
     ),
+    "hexdump": ("vmstream.cli.hexdump", "command", "Show guest memory at an address."),
+    "search": ("vmstream.cli.search", "command", "Find text or bytes in guest memory."),
     "xml": ("vmstream.cli.xml", "command", "Write the domain XML of a libvirt save image."),
     "snapshots": ("vmstream.cli.snapshots", "command", "List the savevm snapshots of a qcow2."),
 }

@@ -10,6 +10,7 @@ from dataclasses import dataclass, replace
 from itertools import pairwise
 from typing import TYPE_CHECKING, Self
 
+from vmstream.container.open import OpenStream
 from vmstream.errors import (
     AddressError,
     FormatError,
@@ -25,7 +26,9 @@ from vmstream.guest.physical import PhysicalMap, Region, physical_map
 from vmstream.ops.channels import Channels
 from vmstream.ops.extract import MapEvidence, find_block
 from vmstream.ops.inspect import Summary
+from vmstream.ops.pipeline import Progress, events
 from vmstream.report.models import readable
+from vmstream.stream.decoder import Decoder
 from vmstream.stream.events import (
     Anomaly,
     ChannelEvent,
@@ -423,7 +426,7 @@ def _in_place(source: Source) -> Input | None:
 
 
 def index_memory(
-    events: Iterable[Event],
+    stream: Iterable[Event],
     source: Source,
     options: MemoryOptions,
     channels: Channels | None = None,
@@ -431,7 +434,7 @@ def index_memory(
     """Index the memory that a stream leaves its guest with.
 
     Args:
-        events: All events of the stream.
+        stream: All events of the stream.
         source: Where they come from, still open.
         options: How.
         channels: Recorded beside the main one.
@@ -447,7 +450,7 @@ def index_memory(
         spool = stack.enter_context(Spool(options.spool))
         indexer = _Indexer(source, channels, options, summary, spool)
         try:
-            for event in events:
+            for event in stream:
                 summary.on(event)
                 evidence.on(event)
                 indexer.on(event)
@@ -474,6 +477,20 @@ def index_memory(
         memory = GuestMemory(index, spool, summary, evidence, options.below_4g)
         stack.pop_all()
     return memory
+
+
+def read_memory(
+    opened: OpenStream,
+    options: MemoryOptions,
+    channels: Channels | None = None,
+    *,
+    page_size: int | None = None,
+    progress: Progress | None = None,
+) -> GuestMemory:
+    """Read a stream that was opened, and index its memory as `index_memory` does."""
+    decoder = Decoder(page_size, strict=not options.partial, max_ram=options.max_ram)
+    found = events(opened.source, decoder, progress, opened.container, channels)
+    return index_memory(found, opened.source, options, channels)
 
 
 # A fault ends it, unless what is there was asked for and there is something.
