@@ -83,7 +83,8 @@ def test_no_ram_there(tmp_path: Path) -> None:
     assert (run.status, run.out) == (2, "")
     assert run.err.startswith("vmstream: no RAM at address 0x80000000; ")
     run = vmstream(*call, "--fill", "255")
-    assert run.status == 1  # pages were never sent
+    assert run.status == 1
+    assert run.err.startswith("vmstream: warning: pages never sent (mem: 1310719, pc.bios: 1)")
     assert (
         run.out
         == "00007ffffff8  20 20 20 20 20 20 20 20  ff ff ff ff ff ff ff ff  |        ........|\n"
@@ -96,6 +97,17 @@ def test_no_ram_there(tmp_path: Path) -> None:
     run = vmstream("hexdump", tmp_path / "s", "--block", "nothing")
     assert (run.status, run.out) == (2, "")
     assert "the stream has: mem, pc.bios" in run.err
+
+
+def test_doubts_about_the_layout(tmp_path: Path) -> None:
+    """They count for addresses, as they do for an image, and not inside a block."""
+    path = fixture_file("numa-dimm-10.0-pc", tmp_path)
+    run = vmstream("hexdump", path, "--phys", "0", "-n", "16")
+    assert run.status == 1
+    assert len(run.out.splitlines()) == 1
+    assert re.match(r"vmstream: warning: .* is not in the image: it is plugged memory", run.err)
+    run = vmstream("hexdump", path, "--block", "n0", "-n", "16")
+    assert (run.status, run.err) == (0, "")
 
 
 def test_partial(tmp_path: Path) -> None:

@@ -325,6 +325,7 @@ def test_no_ram_at_an_address(memory: GuestMemory) -> None:
         (FOUR_GIB - 1, 2, FOUR_GIB - 1),
         (7 * GIB - 1, 2, 7 * GIB),
         (1 << 70, 1, 1 << 70),
+        (0, 1 << 70, 2 * GIB),  # and no memory is taken for it
     ):
         with pytest.raises(AddressError, match=rf"no RAM at address {first:#x}; .* at 0x0\.\.0x8"):
             memory.read(gpa, length)

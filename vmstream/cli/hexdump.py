@@ -4,7 +4,13 @@ from __future__ import annotations
 
 import click
 
-from vmstream.cli.options import byte_size, memory_options, open_memory, stream_argument
+from vmstream.cli.options import (
+    byte_size,
+    memory_options,
+    memory_status,
+    open_memory,
+    stream_argument,
+)
 
 _EPILOG = """\b
 Examples:
@@ -76,4 +82,4 @@ def command(
                 click.echo(data, nl=False)
             else:
                 click.echo("\n".join(hexdump(data, begin)))
-        return memory.exit_code
+        return memory_status(memory, physical=block is None)

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from vmstream.container.open import MAX_LAYERS, OpenStream
+from vmstream.errors import EXIT_FINDINGS, printable
 from vmstream.ops.channels import Channels
 from vmstream.ops.pipeline import Progress
 from vmstream.report.models import InspectReport
@@ -112,7 +113,7 @@ def memory_options(command: Callable[..., Any]) -> Callable[..., Any]:
 
 @contextlib.contextmanager
 def open_memory(stream: str, options: dict[str, Any]) -> Iterator[GuestMemory]:
-    """Open a stream and index its memory, as `memory_options` say; tell the first error of it."""
+    """Open a stream and index its memory, as `memory_options` say."""
     from vmstream.ops.memory import MemoryOptions, read_memory
 
     max_ram, spool = options["max_ram"], options["spool"]
@@ -136,9 +137,22 @@ def open_memory(stream: str, options: dict[str, Any]) -> Iterator[GuestMemory]:
             )
         with memory:
             yield memory
-            error = next((f for f in memory.findings if f.severity == "error"), None)
-            if error is not None:
-                click.echo(f"vmstream: {error.message}", err=True)
+
+
+def memory_status(memory: GuestMemory, *, physical: bool) -> int:
+    """Say on stderr what speaks against the memory that was read; return the exit status.
+
+    Args:
+        memory: What was read.
+        physical: By guest-physical addresses, so that doubts about the layout count.
+    """
+    by_weight = sorted(memory.findings, key=lambda f: f.severity != "error")
+    for finding in by_weight[:1] if memory.exit_code else ():
+        click.echo(f"vmstream: {finding.severity}: {printable(finding.message)}", err=True)
+    doubts = memory.map.doubts if physical else ()
+    for doubt in doubts:
+        click.echo(f"vmstream: warning: {printable(doubt)}", err=True)
+    return memory.exit_code or (EXIT_FINDINGS if doubts else 0)
 
 
 def page_size_option(command: Callable[..., Any]) -> Callable[..., Any]:

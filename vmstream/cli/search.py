@@ -4,7 +4,13 @@ from __future__ import annotations
 
 import click
 
-from vmstream.cli.options import json_option, memory_options, open_memory, stream_argument
+from vmstream.cli.options import (
+    json_option,
+    memory_options,
+    memory_status,
+    open_memory,
+    stream_argument,
+)
 
 _EPILOG = """\b
 Examples:
@@ -57,4 +63,4 @@ def command(
     with open_memory(stream, options) as memory:
         for hit in search(memory, needle, block=block, limit=limit):
             click.echo(dumps(hit, indent=None) if as_json else hit_line(hit))
-        return memory.exit_code
+        return memory_status(memory, physical=block is None)

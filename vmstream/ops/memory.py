@@ -148,6 +148,9 @@ class GuestMemory:
             UnsupportedError: Of memory that the stream leaves to a file (x-ignore-shared).
             ValueError: A negative number, or the memory is closed.
         """
+        if fill is None:
+            # Before memory is taken for what is not there.
+            self._check(_length(gpa), length)
         buffer = bytearray(_length(length))
         self.read_into(gpa, memoryview(buffer), fill=fill)
         return bytes(buffer)
@@ -240,6 +243,14 @@ class GuestMemory:
             if gpa < region.gpa + region.length:
                 return region, min(most, region.gpa + region.length - gpa)
         return None, most
+
+    def _check(self, gpa: int, length: int) -> None:
+        stop = gpa + length
+        while gpa < stop:
+            region, count = self._region(gpa, stop - gpa)
+            if region is None:
+                raise AddressError(gpa, self._no_ram(gpa))
+            gpa += count
 
     def _no_ram(self, gpa: int) -> str:
         told = ", ".join(f"{r.gpa:#x}..{r.gpa + r.length:#x}" for r in self.map.regions[:8])

@@ -8,7 +8,6 @@ from dataclasses import dataclass
 from itertools import islice
 
 from vmstream.ops.memory import GuestMemory, Stretch
-from vmstream.ops.pipeline import Progress
 from vmstream.report.models import SEARCH_SCHEMA, HitReport, in_full, readable
 
 # Memory that is searched at a time.
@@ -87,7 +86,6 @@ def search(
     *,
     block: str | None = None,
     limit: int | None = None,
-    progress: Progress | None = None,
 ) -> Iterator[HitReport]:
     """Yield where it stands, by address; matches do not overlap.
 
@@ -96,7 +94,6 @@ def search(
         needle: What for.
         block: Name of the one block to look in, instead of all RAM in the guest-physical map.
         limit: So many and no more.
-        progress: Called with (bytes done, bytes in all).
 
     Raises:
         OutputError: There is no such block, or the stream does not tell where blocks stand.
@@ -106,20 +103,15 @@ def search(
         1 MiB, and 128 KiB around it for a regular expression.
     """
     stretches = memory.stretches(None if block is None else memory.block_index(block))
-    yield from islice(_hits(memory, stretches, needle, progress), limit)
+    yield from islice(_hits(memory, stretches, needle), limit)
 
 
-def _hits(
-    memory: GuestMemory, stretches: list[Stretch], needle: Needle, progress: Progress | None
-) -> Iterator[HitReport]:
+def _hits(memory: GuestMemory, stretches: list[Stretch], needle: Needle) -> Iterator[HitReport]:
     buffer = bytearray(needle.before + _STEP + needle.behind)
     view = memoryview(buffer)
-    whole, before = sum(s.length for s in stretches), 0
     for stretch in stretches:
         done = 0  # behind the last match
         for at in range(0, stretch.length, _STEP):
-            if progress is not None:
-                progress(before + at, whole)
             last = min(stretch.length, at + _STEP)
             if not needle.in_zeros and not stretch.has_data(at, last - at):
                 continue
@@ -131,7 +123,6 @@ def _hits(
                 done = begin + stop
                 found = bytes(buffer[start : min(stop, start + _SHOWN)])
                 yield _hit(memory, *stretch.place(begin + start), stop - start, found)
-        before += stretch.length
 
 
 def _hit(memory: GuestMemory, block: int, offset: int, length: int, found: bytes) -> HitReport:
