@@ -42,8 +42,11 @@ from tests.truth import (
     load_manifest,
     open_fixture,
     qcow2_file,
+    read_qcow2,
     snapshot_manifests,
+    write_sparse,
 )
+from vmstream.container.open import OpenStream
 from vmstream.errors import (
     AddressError,
     IntegrityError,
@@ -59,10 +62,10 @@ from vmstream.ops.extract import ExtractOptions, extract
 from vmstream.ops.memory import GuestMemory, MemoryOptions, index_memory
 from vmstream.ops.pipeline import events
 from vmstream.stream.decoder import Decoder
-from vmstream.transport.source import OpenSource
 
 PAGE = 4096
 MIB = 1 << 20
+WAYS: tuple[dict[str, Any], ...] = ({}, {"partial": True})
 WITH_CHANNELS = [name for name in REFUSED if name not in SHARED]
 
 
@@ -199,20 +202,26 @@ def test_a_pipe_is_kept(tmp_path: Path) -> None:
 # -- against extract-ram --------------------------------------------------------------------------
 
 
-def image_of(path: Path, out: Path, **options: Any) -> bytes | None:
+def image_of(path: Path, out: Path, *, snapshot: str | None = None, **options: Any) -> bytes | None:
     """What extract-ram writes; `None` where it refuses."""
     try:
-        with OpenSource(path) as source:
-            extract(source, ExtractOptions(output=out, force=True, **options))
+        with OpenStream(path, snapshot=snapshot) as opened:
+            wanted = ExtractOptions(output=out, force=True, **options)
+            extract(opened.source, wanted, container=opened.container)
     except VmstreamError:
         return None
     return out.read_bytes()
 
 
-def memory_of(path: Path, block: str | None, **options: Any) -> bytes | None:
+def memory_of(
+    path: Path, block: str | None, *, snapshot: str | None = None, **options: Any
+) -> bytes | None:
     """The same, read as memory."""
     try:
-        with vmstream.open(path) as stream, stream.memory(**options) as memory:
+        with (
+            vmstream.open(path, snapshot=snapshot) as stream,
+            stream.memory(**options) as memory,
+        ):
             if block is None:
                 return memory.open().read()
             index = memory.block_index(block)
@@ -247,8 +256,33 @@ def test_damage(tmp_path_factory: pytest.TempPathFactory, data: bytes) -> None:
     directory = tmp_path_factory.mktemp("memory")
     path, out = directory / "stream", directory / "out"
     path.write_bytes(data)
-    for options in ({}, {"partial": True}):
+    for options in WAYS:
         assert memory_of(path, None, **options) == image_of(path, out, **options)
+
+
+@pytest.mark.parametrize(
+    "name", ["zlib-xbzrle-5.2-pc", "mapped-live-10.0-q35", "postcopy-11.1-pc.ch0", "savevm-11.1-pc"]
+)
+def test_damage_to_real_streams(name: str, tmp_path: Path) -> None:
+    """Cut or changed somewhere: the same as extraction, strictly and with `partial`."""
+    rng = random.Random(name)
+    path, out = tmp_path / "s", tmp_path / "out"
+    whole = read_qcow2(name) if name.startswith("savevm") else open_fixture(name)
+    images = 0
+    for turn in range(6):
+        data = bytearray(whole)
+        if turn % 2:
+            del data[rng.randrange(len(data)) :]
+        else:
+            for _ in range(1 << turn):
+                data[rng.randrange(len(data))] ^= 1 << rng.randrange(8)
+        write_sparse(path, bytes(data))
+        for options in WAYS:
+            snapshot = "first" if name.startswith("savevm") else None
+            want = image_of(path, out, snapshot=snapshot, **options)
+            assert memory_of(path, None, snapshot=snapshot, **options) == want
+            images += want is not None
+    assert images >= 4
 
 
 @pytest.mark.parametrize("name", INTERRUPTED)
