@@ -13,7 +13,6 @@ import vmstream
 from tests.ops.test_extract import FOUR_GIB, GIB, simple
 from tests.ops.test_memory import holed
 from tests.streamwriter import StreamWriter
-from tests.truth import fixture_file
 from vmstream.errors import OutputError
 from vmstream.ops import search as module
 from vmstream.ops.memory import GuestMemory
@@ -73,14 +72,18 @@ def test_what_starts_with_zeros(text: bytes, tmp_path: Path) -> None:
 
 def test_blocks_that_are_adjacent(tmp_path: Path) -> None:
     """A hit may go on in the next block, as it does for the guest."""
-    path = fixture_file("numa-dimm-10.0-pc", tmp_path)
-    with vmstream.open(path) as stream, stream.memory() as memory:
-        edge = memory.map.regions[1].gpa
-        here = memory.read(edge - 4, 8)
-        hits = [h for h in search(memory, literal(here), limit=100000) if h.gpa == edge - 4]
-        # Or inside one that began before, if the memory there repeats itself.
-        near = memory.read(edge - 64, 128)
-        assert hits or near.find(here) < 60
+    pages = 9 * MIB // PAGE
+
+    def write(w: StreamWriter) -> None:
+        w.page("n1", 0, b"dle".ljust(PAGE, b"\0"))
+        w.page("n0", (pages - 1) * PAGE, b"nee".rjust(PAGE, b"\0"))
+
+    w = simple(write, n0=pages, n1=pages)
+    for needle in (literal(b"needle"), expression(b"n.*e")):
+        (hit,) = found(w, needle, tmp_path)
+        assert (hit.gpa, hit.block, hit.block_offset, hit.length) == (
+            9 * MIB - 3, "n0", 9 * MIB - 3, 6,
+        )  # fmt: skip
 
 
 def test_no_hit_spans_a_hole(tmp_path: Path) -> None:
