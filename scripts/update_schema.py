@@ -38,6 +38,7 @@ SCHEMAS: dict[str, tuple[str, tuple[str, ...]]] = {
     "snapshots.json": (models.SNAPSHOTS_SCHEMA, ("SnapshotsReport",)),
     "devices.json": (models.DEVICES_SCHEMA, ("DevicesReport",)),
     "cpus.json": (models.CPUS_SCHEMA, ("CPUsReport",)),
+    "search.json": (models.SEARCH_SCHEMA, ("HitReport",)),
 }
 
 # Files that users write: a list of objects, in which fields with a default may be left out.

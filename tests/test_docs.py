@@ -22,14 +22,13 @@ from vmstream.wire.live import KINDS as LIVE_KINDS
 
 README = ROOT / "README.md"
 JSON = ROOT / "docs" / "json.md"
-COMMANDS = ("inspect", "records", "extract-ram", "extract-block", "devices", "get", "cpus", "xml",
-            "snapshots")  # fmt: skip
-_ANY = "|".join(COMMANDS)
-CALL = re.compile(rf"(?<![\w/.-])vmstream ((?:{_ANY})[^\n`|>]*)")
-SHOWN = re.compile(
-    rf"^(?:    |\$ )vmstream ((?:{_ANY}) .*)$",
-    re.MULTILINE,
-)
+COMMANDS = (
+    "inspect", "records", "extract-ram", "extract-block", "devices", "get", "cpus", "hexdump",
+    "search", "xml", "snapshots",
+)  # fmt: skip
+NAMES = "|".join(COMMANDS)
+CALL = re.compile(rf"(?<![\w/.-])vmstream ((?:{NAMES})[^\n`|>]*)")
+SHOWN = re.compile(rf"^(?:    |\$ )vmstream ((?:{NAMES}) .*)$", re.MULTILINE)
 FILES = {"dump.bin", "cut.bin", "disks.bin"}  # of the examples
 FILE = re.compile(r"\b((?:vmstream|tests|scripts|docs)/[\w/]+\.(?:py|md|json))\b")
 MODULE = re.compile(r"`((?:cli|container|guest|ops|report|stream|transport|wire)/\w+\.py)\b")
@@ -148,7 +147,7 @@ def test_links(path: str) -> None:
 
 
 def test_the_library_example(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    (example,) = [b for b in code_blocks(text_of(README), "python") if "vmstream.open" in b]
+    example, _ = [b for b in code_blocks(text_of(README), "python") if "vmstream.open" in b]
     fixture_file("plain-7.2-pc", tmp_path).rename(tmp_path / "dump.bin")
     monkeypatch.chdir(tmp_path)
     with contextlib.redirect_stdout(io.StringIO()) as out:
@@ -157,6 +156,18 @@ def test_the_library_example(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
     assert lines[0] == "pc-i440fx-7.2 4096"
     assert "b'pc.ram' 16777216" in lines
     assert lines[-1] == "4226 page records"
+
+
+def test_the_library_example_of_memory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    _, example = [b for b in code_blocks(text_of(README), "python") if "vmstream.open" in b]
+    fixture_file("plain-7.2-pc", tmp_path).rename(tmp_path / "dump.bin")
+    monkeypatch.chdir(tmp_path)
+    with contextlib.redirect_stdout(io.StringIO()) as out:
+        exec(example, {})  # noqa: S102
+    boot, rest, size = out.getvalue().splitlines()
+    assert boot.endswith("55 aa")
+    assert rest == "16 bytes of pc.bios"
+    assert size == str(16 << 20)
 
 
 def test_the_commands_of_the_readme_run(tmp_path: Path) -> None:

@@ -8,6 +8,7 @@ import pytest
 
 from vmstream import errors
 from vmstream.errors import (
+    AddressError,
     EncodeError,
     FormatError,
     IntegrityError,
@@ -27,6 +28,7 @@ TREE = {
     LimitError: (StreamError, 5, "limit"),
     EncodeError: (VmstreamError, 2, None),
     OutputError: (VmstreamError, 2, None),
+    AddressError: (VmstreamError, 2, None),
 }
 
 

@@ -234,6 +234,29 @@ def test_device_state_that_does_not_end(tmp_path: Path) -> None:
     assert most < LIMIT + (512 << 20), f"{most / MIB:.0f} MiB"
 
 
+@pytest.mark.parametrize(
+    "command",
+    [
+        ["hexdump", "--phys", "0", "-n", "64M", "--raw"],
+        ["search", "no such text"],
+        ["search", "--regex", "no such (text|bytes)"],
+    ],
+    ids=lambda c: " ".join(c[:2]),
+)
+def test_memory_in_place(command: list[str], tmp_path: Path) -> None:
+    """8 bytes a page, whatever is read of it: 1 GiB of data, among 1 GiB of zeros."""
+    path = tmp_path / "s"
+    name, *options = command
+    try:
+        with path.open("wb") as file:
+            file.writelines(stream(1 << 30, pages=1000, zeros=1000))
+        status, most = peak([name, str(path), *options], subprocess.DEVNULL, tmp_path / "out")
+    finally:
+        path.unlink(missing_ok=True)
+    assert status == 0
+    assert most < LIMIT, f"{most / MIB:.0f} MiB"
+
+
 if __name__ == "__main__":
     shape = json.loads(sys.argv[2])
     size = int(sys.argv[1])

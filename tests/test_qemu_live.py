@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import random
 import shlex
 import sys
 from collections.abc import Iterator
@@ -11,6 +12,7 @@ from typing import Any
 
 import pytest
 
+import vmstream as library
 from tests.commandline import ROOT, vmstream
 from tests.ops.test_extract import Replay
 from tests.qemu import FINISHED, Guest, Qemu, check_range, has_machine
@@ -73,6 +75,26 @@ def test_image(stopped: Qemu, captured: Path, tmp_path: Path) -> None:
     assert (tmp_path / "image").stat().st_size == 16 * MIB
     check_range(stopped, tmp_path / "image", 0, 640 << 10)
     check_range(stopped, tmp_path / "image", MIB, 15 * MIB)
+
+
+def test_memory(stopped: Qemu, captured: Path) -> None:
+    """Read in place at any address, as the CPU sees it there."""
+    rng = random.Random(11)
+    with library.open(captured) as stream, stream.memory() as memory:
+        assert memory.exit_code == 0
+        for gpa, size in ((0, 640 << 10), (MIB, 15 * MIB)):
+            seen = b"".join(stopped.pmemsave(gpa, size))
+            assert memory.read(gpa, size) == seen
+            for _ in range(200):
+                at = rng.randrange(size)
+                length = rng.randrange(min(3 * PAGE, size - at) + 1)
+                assert memory.read(gpa + at, length) == seen[at : at + length]
+    raw = vmstream("hexdump", captured, "--phys", "0x7c00", "-n", "512")
+    (boot,) = stopped.pmemsave(0x7C00, 512)
+    assert bytes.fromhex("".join(line[14:62] for line in raw.out.splitlines())) == boot
+    run = vmstream("search", captured, "--hex", boot[:64].hex(), "--json")
+    assert run.status == 0
+    assert 0x7C00 in [hit["gpa"] for hit in run.lines()]
 
 
 def test_the_report(stopped: Qemu, captured: Path) -> None:

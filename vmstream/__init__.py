@@ -13,6 +13,7 @@ from vmstream.version import __version__
 
 if TYPE_CHECKING:
     from vmstream.errors import (
+        AddressError,
         EncodeError,
         FormatError,
         IntegrityError,
@@ -23,6 +24,7 @@ if TYPE_CHECKING:
         UnsupportedError,
         VmstreamError,
     )
+    from vmstream.ops.memory import GuestMemory, MemoryFile
     from vmstream.ops.stream import Stream, open  # noqa: A004
     from vmstream.stream.events import (
         Anomaly,
@@ -52,9 +54,10 @@ if TYPE_CHECKING:
 
 _HOME = {
     "vmstream.errors": (
-        "EncodeError", "FormatError", "IntegrityError", "LimitError", "OutputError",
-        "StreamError", "TruncatedError", "UnsupportedError", "VmstreamError",
+        "AddressError", "EncodeError", "FormatError", "IntegrityError", "LimitError",
+        "OutputError", "StreamError", "TruncatedError", "UnsupportedError", "VmstreamError",
     ),
+    "vmstream.ops.memory": ("GuestMemory", "MemoryFile"),
     "vmstream.ops.stream": ("Stream", "open"),
     "vmstream.stream.events": (
         "Anomaly", "ChannelEvent", "ChannelHead", "Command", "Configuration", "DeviceState",
@@ -66,12 +69,12 @@ _HOME = {
 _MODULE_OF = {name: module for module, names in _HOME.items() for name in names}
 
 __all__ = [
-    "Anomaly", "ChannelEvent", "ChannelHead", "Command", "Configuration", "DeviceState",
-    "EncodeError", "EndOfStream", "Event", "FileHeader", "FormatError", "Gap", "IntegrityError",
-    "LimitError", "LiveRecord", "MappedBlock", "MappedPages", "MultiFDPacket", "OutputError",
-    "Padding", "PageBatch", "Payload", "RAMBlock", "RAMBlockList", "RAMControl",
-    "SectionFooter", "SectionStart", "Stream", "StreamError", "TruncatedError",
-    "UnsupportedError", "VMDescription", "VmstreamError", "__version__", "open",
+    "AddressError", "Anomaly", "ChannelEvent", "ChannelHead", "Command", "Configuration",
+    "DeviceState", "EncodeError", "EndOfStream", "Event", "FileHeader", "FormatError", "Gap",
+    "GuestMemory", "IntegrityError", "LimitError", "LiveRecord", "MappedBlock", "MappedPages",
+    "MemoryFile", "MultiFDPacket", "OutputError", "Padding", "PageBatch", "Payload", "RAMBlock",
+    "RAMBlockList", "RAMControl", "SectionFooter", "SectionStart", "Stream", "StreamError",
+    "TruncatedError", "UnsupportedError", "VMDescription", "VmstreamError", "__version__", "open",
 ]  # fmt: skip
 
 

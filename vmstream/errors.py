@@ -9,6 +9,7 @@ VmstreamError
   EncodeError        the caller asks for an invalid stream      exit 2
   LimitError         a stated memory bound would be passed      exit 5
   OutputError        the output cannot be made as asked         exit 2
+  AddressError       the guest has no RAM there                 exit 2
 
 Exit status 0 is "done", 1 "done, with findings", 2 a usage error, 6 an error of the
 operating system (`OSError` passes through, with its path). Any other exception that leaves
@@ -124,3 +125,16 @@ class LimitError(StreamError):
 
 class OutputError(VmstreamError):
     """The output cannot be made as asked: it exists, or the stream does not tell enough."""
+
+
+class AddressError(VmstreamError):
+    """The guest has no RAM at an address, or a block does not reach as far as an offset.
+
+    Args:
+        address: The first one that is not there, bytes.
+        what: The fact, with the address.
+    """
+
+    def __init__(self, address: int, what: str) -> None:
+        self.address = address
+        super().__init__(what)

@@ -27,11 +27,18 @@ COMMANDS = {
     "devices": "STREAM",
     "get": "STREAM",
     "cpus": "STREAM",
+    "hexdump": "STREAM",
+    "search": "STREAM PATTERN",
     "xml": "STREAM",
     "snapshots": "DISK",
 }
-# What a command takes to get to its input.
-MORE = {"extract-ram": ["-o", "out"], "get": ["timer"]}
+# What a command takes besides the stream.
+MORE = {
+    "extract-ram": ["-o", "out"],
+    "get": ["timer"],
+    "hexdump": ["--phys", "0"],
+    "search": ["text"],
+}
 PAGE = 4096
 
 
@@ -231,12 +238,14 @@ def test_any_other_error_of_the_system(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "command", [c for c, what in COMMANDS.items() if what == "STREAM" and c != "xml"]
+    "command", [c for c, what in COMMANDS.items() if what.startswith("STREAM") and c != "xml"]
 )
 @pytest.mark.parametrize("data", [b"", b"This is a text.\n" * 99, b"\x89PNG\r\n\x1a\n" + bytes(99)])
 def test_what_is_no_stream(command: str, data: bytes, tmp_path: Path) -> None:
     (tmp_path / "s").write_bytes(data)
     more = MORE.get(command, [])
+    if command in ("hexdump", "search"):
+        more = [*more, "--spool", tmp_path]
     for stdin, name in ((None, "s"), (data, "-")):
         run = vmstream(command, name, *more, stdin=stdin, cwd=tmp_path)
         assert run.status == 3

@@ -3,9 +3,14 @@
 from __future__ import annotations
 
 import random
+from pathlib import Path
+
+import pytest
 
 from tests.decoding import BytesSource, CutSource
 from vmstream.container.layers import Container, Finding, Layer, ShiftedSource
+from vmstream.errors import UnsupportedError
+from vmstream.transport.source import OpenSource, RandomAccess
 
 DATA = random.Random(4).randbytes(1000)
 
@@ -23,6 +28,23 @@ def test_shifted_windows() -> None:
                 assert 0 <= base <= offset
                 assert bytes(view) == DATA[start + base : start + base + len(view)]
                 assert at_end or base + len(view) >= offset + 20
+
+
+def test_shifted_reads(tmp_path: Path) -> None:
+    """Here and there, beside the windows."""
+    (tmp_path / "x").write_bytes(DATA)
+    with OpenSource(tmp_path / "x") as inner:
+        source = ShiftedSource(inner, 100)
+        assert isinstance(source, RandomAccess)
+        view, base, _ = source.window(0, 10)
+        buffer = bytearray(50)
+        assert source.read_into(300, memoryview(buffer)) == 50
+        assert buffer == DATA[400:450]
+        assert source.read_into(890, memoryview(buffer)) == 10
+        assert buffer[:10] == DATA[990:]
+        assert bytes(view[-base:][:10]) == DATA[100:110]
+    with pytest.raises(UnsupportedError, match="sought"):
+        ShiftedSource(BytesSource(DATA), 1).read_into(0, memoryview(bytearray(1)))
 
 
 def test_shifted_size_that_is_not_known() -> None:

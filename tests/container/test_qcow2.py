@@ -213,6 +213,13 @@ def test_any_window(shape: dict[str, object], data: st.DataObject) -> None:
             assert view == truth[offset : offset + len(view)]
             assert len(view) >= min(need, max(0, len(truth) - offset))
             assert at_end == (offset + len(view) >= len(truth))
+            # The same at another place, with the window left as it is.
+            held, other = bytes(view), data.draw(st.integers(0, len(truth)))
+            buffer = bytearray(need)
+            got = stream.read_into(other, memoryview(buffer))
+            assert got == min(need, len(truth) - other)
+            assert buffer[:got] == truth[other : other + got]
+            assert view == held
 
 
 def test_runs_are_long() -> None:

@@ -27,6 +27,8 @@ _COMMANDS = {
     "devices": ("vmstream.cli.devices", "command", "Show device state by name."),
     "get": ("vmstream.cli.get", "command", "Print one value of device state, or several."),
     "cpus": ("vmstream.cli.cpus", "command", "Show the registers of each CPU."),
+    "hexdump": ("vmstream.cli.hexdump", "command", "Show guest memory at an address."),
+    "search": ("vmstream.cli.search", "command", "Find text or bytes in guest memory."),
     "xml": ("vmstream.cli.xml", "command", "Write the domain XML of a libvirt save image."),
     "snapshots": ("vmstream.cli.snapshots", "command", "List the savevm snapshots of a qcow2."),
 }

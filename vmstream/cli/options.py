@@ -6,15 +6,19 @@ import contextlib
 import re
 import sys
 from collections.abc import Callable, Iterator
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from vmstream.container.open import MAX_LAYERS, OpenStream
+from vmstream.errors import EXIT_FINDINGS, printable
 from vmstream.ops.channels import Channels
 from vmstream.ops.pipeline import Progress
 from vmstream.report.models import InspectReport
 from vmstream.wire.constants import TARGET_PAGE_SIZES
+
+if TYPE_CHECKING:
+    from vmstream.ops.memory import GuestMemory
 
 stream_argument = click.argument("stream", metavar="STREAM")
 json_option = click.option("--json", "as_json", is_flag=True, help="JSON on standard output.")
@@ -82,6 +86,73 @@ def open_channels(
     if not paths:
         return contextlib.nullcontext()
     return Channels(paths, opened.identity, max_ram=max_ram)
+
+
+def memory_options(command: Callable[..., Any]) -> Callable[..., Any]:
+    """Options of the commands that read guest memory in place: what `open_memory` takes."""
+    own = (
+        click.option(
+            "--below-4g", type=byte_size, metavar="SIZE", help="Size of RAM below 4 GiB (x86)."
+        ),
+        click.option("--partial", is_flag=True, help="Read what is there of a damaged stream."),
+        channel_option,
+        snapshot_option,
+        click.option(
+            "--spool",
+            type=click.Path(exists=True, file_okay=False),
+            metavar="DIR",
+            help="Keep in DIR what cannot be read in place: a pipe, pages of compressed input.",
+        ),
+        page_size_option,
+        limit_options,
+    )
+    for option in reversed(own):
+        command = option(command)
+    return command
+
+
+@contextlib.contextmanager
+def open_memory(stream: str, options: dict[str, Any]) -> Iterator[GuestMemory]:
+    """Open a stream and index its memory, as `memory_options` say."""
+    from vmstream.ops.memory import MemoryOptions, read_memory
+
+    max_ram, spool = options["max_ram"], options["spool"]
+    with (
+        OpenStream(
+            stream,
+            snapshot=options["snapshot"],
+            spool=spool,
+            max_ram=max_ram,
+            max_layers=options["max_layers"],
+        ) as opened,
+        open_channels(options["channels"], opened, max_ram) as beside,
+    ):
+        with progress_bar("indexing") as progress:
+            memory = read_memory(
+                opened,
+                MemoryOptions(options["partial"], options["below_4g"], spool, max_ram),
+                beside,
+                page_size=options["page_size"],
+                progress=progress,
+            )
+        with memory:
+            yield memory
+
+
+def memory_status(memory: GuestMemory, *, physical: bool) -> int:
+    """Say on stderr what speaks against the memory that was read; return the exit status.
+
+    Args:
+        memory: What was read.
+        physical: By guest-physical addresses, so that doubts about the layout count.
+    """
+    by_weight = sorted(memory.findings, key=lambda f: f.severity != "error")
+    for finding in by_weight[:1] if memory.exit_code else ():
+        click.echo(f"vmstream: {finding.severity}: {printable(finding.message)}", err=True)
+    doubts = memory.map.doubts if physical else ()
+    for doubt in doubts:
+        click.echo(f"vmstream: warning: {printable(doubt)}", err=True)
+    return memory.exit_code or (EXIT_FINDINGS if doubts else 0)
 
 
 def page_size_option(command: Callable[..., Any]) -> Callable[..., Any]:

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
-from vmstream.errors import LimitError, StreamError
-from vmstream.transport.source import DigestSource, Source, Window
+from vmstream.errors import LimitError, StreamError, UnsupportedError
+from vmstream.transport.source import DigestSource, RandomAccess, Source, Window
 from vmstream.wire.constants import MAX_EXPANSION, MAX_UNPACKED
 from vmstream.wire.parse import Qcow2Snapshot, SaveHeader
 
@@ -147,6 +147,16 @@ class ShiftedSource:
             raise
         cut = min(max(0, self.start - base), len(view))
         return view[cut:], base + cut - self.start, at_end
+
+    def read_into(self, offset: int, buffer: memoryview) -> int:
+        """Fill a buffer from `offset` on; return the bytes there were, fewer only at the end.
+
+        Raises:
+            UnsupportedError: The inner source cannot be sought in.
+        """
+        if not isinstance(self.inner, RandomAccess):
+            raise UnsupportedError(offset, "this input cannot be sought in")
+        return self.inner.read_into(self.start + offset, buffer)
 
     def close(self) -> None:
         """Close the inner source."""

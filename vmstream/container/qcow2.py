@@ -305,6 +305,18 @@ class VMStateSource:
                 raise
         return self._buffer[:done].toreadonly(), offset, offset + done == size
 
+    def read_into(self, offset: int, buffer: memoryview) -> int:
+        """Fill a buffer from `offset` on, beside the window; return the bytes there were.
+
+        Raises:
+            StreamError: A fault of the image among them; its offset is one in the image.
+        """
+        done = 0
+        for run in self._runs(offset, min(offset + len(buffer), self.snapshot.vm_state_size)):
+            self._read(run, offset + done, buffer[done : done + run[1]])
+            done += run[1]
+        return done
+
     def close(self) -> None:
         """Close the image."""
         self._file.close()

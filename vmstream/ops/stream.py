@@ -11,10 +11,11 @@ from typing import Self
 
 from vmstream.container.layers import Layer
 from vmstream.container.open import MAX_LAYERS, OpenStream
-from vmstream.errors import UnsupportedError
+from vmstream.errors import OutputError, UnsupportedError
 from vmstream.guest.devices import DeviceTree
 from vmstream.ops.channels import Channels
 from vmstream.ops.devices import read_devices
+from vmstream.ops.memory import GuestMemory, MemoryOptions, index_memory
 from vmstream.ops.pipeline import events
 from vmstream.report.models import readable
 from vmstream.stream.decoder import Decoder
@@ -67,6 +68,9 @@ class Stream:
         self.layers: tuple[Layer, ...] = tuple(self._opened.container.layers)
         self._decoder = Decoder(page_size, strict=strict, max_ram=max_ram)
         self._ahead: list[Event] = []
+        self._max_ram = max_ram
+        self._taken = False
+        self._memory: GuestMemory | None = None
         self.machine: str | None = None
         self.blocks: tuple[RAMBlock, ...] = ()
         try:
@@ -113,9 +117,47 @@ class Stream:
         A `PageBatch`, `Payload` or `LiveRecord` borrows its bytes: they are valid until the next
         event.
         """
+        self._taken = True
         while self._ahead:
             yield self._ahead.pop(0)
         yield from self._events
+
+    def memory(
+        self,
+        *,
+        partial: bool = False,
+        below_4g: int | None = None,
+        spool: str | os.PathLike[str] | None = None,
+    ) -> GuestMemory:
+        """Return guest memory, to be read at any address while the stream is open.
+
+        It reads the whole stream once, in place of iterating over it, and notes where the last
+        version of each page stands: 8 bytes a page. Pages that are encoded (zlib, XBZRLE, packets
+        of multifd that are compressed) are kept in a temporary file without a name.
+
+        Args:
+            partial: Take what is there of a damaged stream.
+            below_4g: Size of RAM below 4 GiB in bytes, to overrule what the stream shows (x86).
+            spool: Directory for that file; needed for a pipe and for compressed input, of which
+                all pages are kept there.
+
+        Raises:
+            StreamError: The stream is damaged, and `partial` was not asked for.
+            UnsupportedError: Pages are on channels that were not given, or the input cannot be
+                sought in and there is no `spool`.
+            LimitError: There is more RAM than 1 TiB, or `max_ram`.
+            OutputError: Events of the stream were taken before.
+            OSError: The input cannot be read, or the temporary file not be written.
+
+        Example:
+            >>> with vmstream.open("dump.bin") as stream, stream.memory() as memory:
+            ...     print(memory.read(0x7C00, 16).hex(" "))
+        """
+        if self._taken:
+            raise OutputError("events of this stream were taken already: open it again")
+        options = MemoryOptions(partial, below_4g, spool, self._max_ram)
+        self._memory = index_memory(self, self._opened.source, options, self._channels)
+        return self._memory
 
     def __enter__(self) -> Self:
         return self
@@ -124,7 +166,9 @@ class Stream:
         self.close()
 
     def close(self) -> None:
-        """Close the input, and the channels."""
+        """Close the input, the channels, and the memory."""
+        if self._memory is not None:
+            self._memory.close()
         if self._channels is not None:
             self._channels.close()
         self._opened.close()

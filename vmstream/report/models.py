@@ -19,6 +19,7 @@ LAYOUT_SCHEMA = "vmstream.layout/1"
 SNAPSHOTS_SCHEMA = "vmstream.snapshots/1"
 DEVICES_SCHEMA = "vmstream.devices/1"
 CPUS_SCHEMA = "vmstream.cpus/1"
+SEARCH_SCHEMA = "vmstream.search/1"
 
 
 def readable(name: bytes) -> str:
@@ -838,3 +839,26 @@ class CPUsReport:
     machine: str | None
     cpus: list[CPUReport]
     anomalies: list[AnomalyReport]
+
+
+@dataclass(frozen=True, slots=True)
+class HitReport:
+    """A line of `vmstream search --json`.
+
+    Attributes:
+        schema: 'vmstream.search/1'.
+        gpa: Guest-physical address, `None` if it is not known or the block has none.
+        block: Name of the block.
+        block_offset: In the block, bytes.
+        length: Of the match, bytes.
+        data: The match as hex, its first 64 bytes.
+        block_b64: The name in full if `block` does not give it back, else `None`.
+    """
+
+    schema: str
+    gpa: int | None
+    block: str
+    block_offset: int
+    length: int
+    data: str
+    block_b64: str | None = None

@@ -26,37 +26,18 @@ _HASH_CHUNK = 4 << 20
 _BLOCK = 4096
 
 
-class OutputFile:
-    """A sparse file under a temporary name beside its final one; a context manager.
-
-    Leaving the context without `commit()` removes it.
+class SparseFile:
+    """A file to write pages to and read them from; what was not written is zeros.
 
     Args:
-        path: Final name.
-        force: Replace a file of that name.
-
-    Raises:
-        OutputError: The name is taken.
-        OSError: With the path.
+        fd: Open for both.
+        path: For messages.
     """
 
-    def __init__(self, path: str | os.PathLike[str], *, force: bool = False) -> None:
-        self.path = Path(path)
-        self._force = force
-        check_free(self.path, force=force)
-        self._temporary = self._temporary_name()
-        with _named(self.path):
-            self._fd = os.open(
-                self._temporary, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o666
-            )
+    def __init__(self, fd: int, path: Path) -> None:
+        self.path = path
+        self._fd = fd
         self._gather = np.empty(_GATHER, np.uint8)
-        self._open = True
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *exc: object) -> None:
-        self.abort()
 
     def resize(self, size: int) -> None:
         """Set the length in bytes; what was not written is a hole."""
@@ -164,6 +145,37 @@ class OutputFile:
             self.write(offset, part)
             offset += len(part)
             length -= len(part)
+
+
+class OutputFile(SparseFile):
+    """A sparse file under a temporary name beside its final one; a context manager.
+
+    Leaving the context without `commit()` removes it.
+
+    Args:
+        path: Final name.
+        force: Replace a file of that name.
+
+    Raises:
+        OutputError: The name is taken.
+        OSError: With the path.
+    """
+
+    def __init__(self, path: str | os.PathLike[str], *, force: bool = False) -> None:
+        self.path = Path(path)
+        self._force = force
+        check_free(self.path, force=force)
+        self._temporary = self._temporary_name()
+        with _named(self.path):
+            fd = os.open(self._temporary, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o666)
+        super().__init__(fd, self.path)
+        self._open = True
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        self.abort()
 
     def take_file(self, path: Path, begin: int, length: int, offset: int) -> None:
         """Copy a stretch of another file to `offset`; its holes stay holes.

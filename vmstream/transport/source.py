@@ -22,7 +22,7 @@ import time
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from queue import SimpleQueue
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import numpy as np
 from numpy.typing import NDArray
@@ -101,6 +101,15 @@ class Source(Protocol):
 
     def close(self) -> None:
         """Release the descriptor."""
+        ...
+
+
+@runtime_checkable
+class RandomAccess(Protocol):
+    """A source that can be read here and there without a window of it being spoilt."""
+
+    def read_into(self, offset: int, buffer: memoryview) -> int:
+        """Fill a buffer from `offset` on; return the bytes there were, fewer only at the end."""
         ...
 
 

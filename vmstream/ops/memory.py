@@ -1,0 +1,518 @@
+"""Guest memory at any address, without extracting it: an index over a stream, and reads by it."""
+
+from __future__ import annotations
+
+import io
+import os
+from collections.abc import Iterable, Iterator
+from contextlib import ExitStack
+from dataclasses import dataclass, replace
+from itertools import pairwise
+from typing import TYPE_CHECKING, Self
+
+from vmstream.container.open import OpenStream
+from vmstream.errors import (
+    AddressError,
+    FormatError,
+    IntegrityError,
+    LimitError,
+    OutputError,
+    TruncatedError,
+    UnsupportedError,
+)
+from vmstream.guest.index import MAX_INDEXED, Input, PageIndex
+from vmstream.guest.multifd import PayloadReader
+from vmstream.guest.physical import PhysicalMap, Region, physical_map
+from vmstream.ops.channels import Channels
+from vmstream.ops.extract import MapEvidence, find_block
+from vmstream.ops.inspect import Summary
+from vmstream.ops.pipeline import Progress, events
+from vmstream.report.models import readable
+from vmstream.stream.decoder import Decoder
+from vmstream.stream.events import (
+    Anomaly,
+    ChannelEvent,
+    Command,
+    Event,
+    MappedPages,
+    MultiFDPacket,
+    PageBatch,
+    RAMBlock,
+    fault,
+)
+from vmstream.transport.source import RandomAccess, Source
+from vmstream.transport.spool import Spool
+from vmstream.wire.constants import CAP_IGNORE_SHARED, DEFAULT_PAGE_SIZE, MigCmd
+
+if TYPE_CHECKING:
+    from _typeshed import WriteableBuffer
+
+# What a page takes of a bound that is stated in bytes.
+_PAGE_OF_LIMIT = 4096
+
+
+@dataclass(frozen=True, slots=True)
+class MemoryOptions:
+    """How memory is indexed.
+
+    Attributes:
+        partial: Take what is there of a damaged stream.
+        below_4g: Size of RAM below 4 GiB, bytes, if the user states it.
+        spool: Directory for pages that cannot be read from the input.
+        max_ram: RAM in bytes that is indexed; `MAX_INDEXED` pages if `None`.
+    """
+
+    partial: bool = False
+    below_4g: int | None = None
+    spool: str | os.PathLike[str] | None = None
+    max_ram: int | None = None
+
+
+class GuestMemory:
+    """Memory of a guest as a stream leaves it: the last version of each page.
+
+    A context manager. It reads from the input of its stream, and lives as long as that is open.
+    Pages that the stream says nothing of are zeros, as in what `extract-ram` writes.
+
+    Attributes:
+        blocks: The RAM blocks, in wire order.
+        page_size: Target page size, bytes.
+        findings: What was odd in the stream; with `partial`, its faults.
+        exit_code: What they amount to, as a command's exit status.
+
+    Memory:
+        8 bytes a page that has data, and 3 bits a page. On disk, the pages that are encoded.
+    """
+
+    def __init__(
+        self,
+        index: PageIndex,
+        spool: Spool,
+        summary: Summary,
+        evidence: MapEvidence,
+        below_4g: int | None,
+    ) -> None:
+        self.blocks: tuple[RAMBlock, ...] = index.blocks
+        self.page_size = index.page_size
+        self.findings: tuple[Anomaly, ...] = tuple(summary.findings.kept)
+        self.exit_code = summary.findings.exit_code
+        self._index = index
+        self._spool = spool
+        self._open = True
+        shared = CAP_IGNORE_SHARED in summary.capabilities
+        covered = summary.coverage_blocks()
+        self._elsewhere = {
+            i for i, b in enumerate(covered) if shared and b.pages and b.pages_missing == b.pages
+        }
+        self._map: PhysicalMap | OutputError
+        machine = summary.configuration.name if summary.configuration else None
+        try:
+            self._map = physical_map(evidence.evidence(machine), below_4g)
+        except OutputError as error:
+            self._map = error
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Give back what was kept on disk. Afterwards nothing can be read."""
+        self._open = False
+        self._spool.close()
+
+    @property
+    def map(self) -> PhysicalMap:
+        """Where blocks stand in guest-physical memory; inferred, with its reasons.
+
+        Raises:
+            OutputError: The stream does not tell.
+        """
+        if isinstance(self._map, OutputError):
+            raise self._map
+        return self._map
+
+    def read(self, gpa: int, length: int, *, fill: int | None = None) -> bytes:
+        """Return guest-physical memory.
+
+        Args:
+            gpa: Guest-physical address, bytes.
+            length: Bytes.
+            fill: Byte, 0 to 255, that stands for what the guest has no RAM at.
+
+        Raises:
+            AddressError: There is no RAM at an address of these, and no `fill`.
+            OutputError: The stream does not tell where its blocks stand.
+            StreamError: The input is not what it was, or damaged there.
+            UnsupportedError: Of memory that the stream leaves to a file (x-ignore-shared).
+            ValueError: A negative number, or the memory is closed.
+        """
+        if fill is None:
+            # Before memory is taken for what is not there.
+            self._check(_length(gpa), length)
+        buffer = bytearray(_length(length))
+        self.read_into(gpa, memoryview(buffer), fill=fill)
+        return bytes(buffer)
+
+    def read_into(self, gpa: int, buffer: memoryview, *, fill: int | None = None) -> None:
+        """Fill a buffer of bytes as `read` does."""
+        at = _length(gpa)
+        while buffer:
+            region, count = self._region(at, len(buffer))
+            if region is not None:
+                self._read(region.block, region.block_offset + at - region.gpa, buffer[:count])
+            elif fill is None:
+                raise AddressError(at, self._no_ram(at))
+            else:
+                buffer[:count] = bytes([fill]) * count
+            buffer = buffer[count:]
+            at += count
+
+    def read_block(self, idstr: str | bytes, offset: int, length: int) -> bytes:
+        """Return memory of one RAM block.
+
+        Args:
+            idstr: Name of the block.
+            offset: In the block, bytes.
+            length: Bytes.
+
+        Raises:
+            AddressError: The block does not reach that far.
+            OutputError: There is no such block.
+            StreamError: As of `read`, and ValueError.
+        """
+        index = self.block_index(idstr)
+        self.check_block(index, offset, length)
+        buffer = bytearray(length)
+        self._read(index, offset, memoryview(buffer))
+        return bytes(buffer)
+
+    def open(self, *, fill: int | None = 0) -> MemoryFile:
+        """Return guest-physical memory as a binary file, from address 0 to the end of RAM.
+
+        Args:
+            fill: Byte that stands for what the guest has no RAM at, as in an extracted image; with
+                `None` reading there raises AddressError.
+
+        Raises:
+            OutputError: The stream does not tell where its blocks stand.
+        """
+        return MemoryFile(self, self.map.size, fill)
+
+    def locate(self, gpa: int) -> tuple[int, int] | None:
+        """Return (block, offset in it) of a guest-physical address; `None` if there is no RAM."""
+        region, _ = self._region(gpa, 1)
+        return None if region is None else (region.block, region.block_offset + gpa - region.gpa)
+
+    def address_of(self, block: int, offset: int) -> int | None:
+        """Return the guest-physical address of a place in a block; `None` if it is not known."""
+        if isinstance(self._map, PhysicalMap):
+            for r in self._map.regions:
+                if r.block == block and r.block_offset <= offset < r.block_offset + r.length:
+                    return r.gpa + offset - r.block_offset
+        return None
+
+    def block_index(self, idstr: str | bytes) -> int:
+        """Return the place of a block in `blocks`. Raises OutputError, with the names there are."""
+        return find_block(self.blocks, readable(idstr) if isinstance(idstr, bytes) else idstr)
+
+    def check_block(self, index: int, offset: int, length: int) -> None:
+        """Raise AddressError unless a range lies in a block."""
+        used = self.blocks[index].used_length
+        if _length(offset) + _length(length) > used:
+            at = max(offset, used)
+            name = readable(self.blocks[index].idstr)
+            raise AddressError(at, f"offset {at:#x} is not in block {name!r} of {used:#x} bytes")
+
+    def stretches(self, block: int | None = None) -> list[Stretch]:
+        """Return what is read in one go: RAM without holes by address, or one block."""
+        if block is not None:
+            return [Stretch(self, (Region(0, self.blocks[block].used_length, block, 0),))]
+        regions = self.map.regions
+        cuts = [i for i, (a, b) in enumerate(pairwise(regions), 1) if a.gpa + a.length != b.gpa]
+        edges = pairwise([0, *cuts, len(regions)])
+        return [Stretch(self, regions[a:b]) for a, b in edges if a < b]
+
+    # The region that an address is in, and how many of `most` bytes are in it; without one, how
+    # many are in none.
+    def _region(self, gpa: int, most: int) -> tuple[Region | None, int]:
+        for region in self.map.regions:
+            if gpa < region.gpa:
+                return None, min(most, region.gpa - gpa)
+            if gpa < region.gpa + region.length:
+                return region, min(most, region.gpa + region.length - gpa)
+        return None, most
+
+    def _check(self, gpa: int, length: int) -> None:
+        stop = gpa + length
+        while gpa < stop:
+            region, count = self._region(gpa, stop - gpa)
+            if region is None:
+                raise AddressError(gpa, self._no_ram(gpa))
+            gpa += count
+
+    def _no_ram(self, gpa: int) -> str:
+        told = ", ".join(f"{r.gpa:#x}..{r.gpa + r.length:#x}" for r in self.map.regions[:8])
+        return f"no RAM at address {gpa:#x}; the guest has it at {told}"
+
+    def _read(self, block: int, offset: int, buffer: memoryview) -> None:
+        if not self._open:
+            raise ValueError("the memory was closed")
+        if block in self._elsewhere:
+            name = readable(self.blocks[block].idstr)
+            raise UnsupportedError(
+                0,
+                f"block {name!r} is shared memory (x-ignore-shared): "
+                "its pages are not in the stream",
+            )
+        self._index.read_into(block, offset, buffer)
+
+
+class Stretch:
+    """Memory without a hole: RAM at adjacent addresses, or one block.
+
+    Attributes:
+        regions: What it is made of, in order.
+        length: Bytes.
+    """
+
+    def __init__(self, memory: GuestMemory, regions: tuple[Region, ...]) -> None:
+        self.regions = regions
+        self.length = sum(r.length for r in regions)
+        self._memory = memory
+
+    def read_into(self, at: int, buffer: memoryview) -> None:
+        """Fill a buffer from a place in the stretch on; both lie within it."""
+        for region, offset, count in self._parts(at, len(buffer)):
+            self._memory._read(region.block, region.block_offset + offset, buffer[:count])
+            buffer = buffer[count:]
+
+    def has_data(self, at: int, length: int) -> bool:
+        """Whether any page that a range touches may have other bytes than zeros."""
+        return any(
+            region.block in self._memory._elsewhere
+            or self._memory._index.has_data(region.block, region.block_offset + offset, count)
+            for region, offset, count in self._parts(at, length)
+        )
+
+    def place(self, at: int) -> tuple[int, int]:
+        """Return (block, offset in it) of a place in the stretch."""
+        region, offset, _ = next(self._parts(at, 1))
+        return region.block, region.block_offset + offset
+
+    def _parts(self, at: int, length: int) -> Iterator[tuple[Region, int, int]]:
+        begin = 0
+        for region in self.regions:
+            offset = max(at - begin, 0)
+            count = min(at + length - begin, region.length) - offset
+            if count > 0:
+                yield region, offset, count
+            begin += region.length
+
+
+class MemoryFile(io.RawIOBase):
+    """Guest-physical memory as a seekable binary file; offset in the file = address."""
+
+    def __init__(self, memory: GuestMemory, size: int, fill: int | None) -> None:
+        super().__init__()
+        self._memory = memory
+        self._size = size
+        self._fill = fill
+        self._at = 0
+
+    def readable(self) -> bool:
+        """Return True."""
+        return True
+
+    def seekable(self) -> bool:
+        """Return True."""
+        return True
+
+    def seek(self, offset: int, whence: int = os.SEEK_SET) -> int:
+        """Go to an address, as of any file."""
+        base = {os.SEEK_SET: 0, os.SEEK_CUR: self._at, os.SEEK_END: self._size}.get(whence)
+        if base is None or base + offset < 0:
+            raise ValueError(f"no place to seek to: {offset} by {whence}")
+        self._at = base + offset
+        return self._at
+
+    def readinto(self, buffer: WriteableBuffer) -> int:
+        """Fill a buffer; return the bytes there were, fewer only at the end of RAM."""
+        view = memoryview(buffer).cast("B")
+        view = view[: max(0, self._size - self._at)]
+        self._memory.read_into(self._at, view, fill=self._fill)
+        self._at += len(view)
+        return len(view)
+
+
+class _Indexer:
+    """Fold: makes the index at the first page, and fills it."""
+
+    def __init__(
+        self,
+        source: Source,
+        channels: Channels | None,
+        options: MemoryOptions,
+        summary: Summary,
+        spool: Spool,
+    ) -> None:
+        self._channels = channels
+        self._options = options
+        self._summary = summary
+        self._spool = spool
+        self._readers: dict[int, PayloadReader] = {}
+        others = channels.list if channels is not None else []
+        self._inputs = [_in_place(s) for s in (source, *(c.opened.source for c in others))]
+        if None in self._inputs and options.spool is None:
+            raise UnsupportedError(
+                0,
+                "memory is read where it stands in the input, which is a pipe or compressed",
+                advice="save it to a file, unpacked, or give --spool DIR to keep pages in",
+            )
+        self.index: PageIndex | None = None
+
+    def on(self, event: Event) -> None:
+        source = 0
+        if isinstance(event, ChannelEvent):
+            source, event = event.channel + 1, event.event
+        if isinstance(event, PageBatch):
+            self.open(event.page_size).add(event, source)
+        elif isinstance(event, MappedPages):
+            self.open(event.page_size).add_mapped(event)
+        elif isinstance(event, MultiFDPacket):
+            self._packet(source, event)
+        elif isinstance(event, Command) and event.cmd == MigCmd.POSTCOPY_RAM_DISCARD:
+            self._discard(event)
+
+    def open(self, page_size: int) -> PageIndex:
+        """Return the index."""
+        if self.index is None:
+            max_ram = self._options.max_ram
+            self.index = PageIndex(
+                self._summary.blocks,
+                page_size,
+                self._inputs,
+                self._spool,
+                self._fault if self._options.partial else None,
+                most_pages=MAX_INDEXED if max_ram is None else max_ram // _PAGE_OF_LIMIT,
+            )
+        return self.index
+
+    def _packet(self, source: int, packet: MultiFDPacket) -> None:
+        reader = self._readers.setdefault(source, PayloadReader())
+        try:
+            pages = reader.pages(packet)
+        except IntegrityError as error:
+            if self._channels is not None:
+                self._channels.named(source - 1, error)
+            if not self._options.partial:
+                raise
+            self._fault(error)
+            packet, pages = replace(packet, normal=packet.normal[:0]), memoryview(b"")
+        self.open(packet.page_size).add_packet(packet, pages, source)
+
+    def _discard(self, event: Command) -> None:
+        ranges = self._summary.discarded(event)
+        if ranges is None:
+            error = IntegrityError(
+                event.offset,
+                "pages are withdrawn that there are not",
+                context="POSTCOPY_RAM_DISCARD",
+            )
+            if not self._options.partial:
+                raise error
+            self._fault(error)
+        if self.index is not None:
+            for block, start, length in ranges or ():
+                self.index.discard(block, start, length)
+
+    def _fault(self, error: IntegrityError) -> None:
+        self._summary.findings.on(fault(error))
+
+
+# What can be read here and there, beside the windows that are being decoded.
+def _in_place(source: Source) -> Input | None:
+    return source if source.seekable and isinstance(source, RandomAccess) else None
+
+
+def index_memory(
+    stream: Iterable[Event],
+    source: Source,
+    options: MemoryOptions,
+    channels: Channels | None = None,
+) -> GuestMemory:
+    """Index the memory that a stream leaves its guest with.
+
+    Args:
+        stream: All events of the stream.
+        source: Where they come from, still open.
+        options: How.
+        channels: Recorded beside the main one.
+
+    Raises:
+        StreamError: The stream is damaged and `partial` was not asked for, pages are missing from
+            it that are elsewhere, or it is not seekable and there is no spool.
+        LimitError: There is more RAM than is indexed.
+        OSError: The spool cannot be written.
+    """
+    summary, evidence = Summary(), MapEvidence()
+    with ExitStack() as stack:
+        spool = stack.enter_context(Spool(options.spool))
+        indexer = _Indexer(source, channels, options, summary, spool)
+        try:
+            for event in stream:
+                summary.on(event)
+                evidence.on(event)
+                indexer.on(event)
+                _check_fault(summary, options)
+        except (TruncatedError, FormatError, IntegrityError) as error:
+            if not options.partial:
+                error.advice = error.advice or "--partial reads what is there"
+            raise
+        summary.finish()
+        if not summary.blocks:
+            raise summary.findings.error or IntegrityError(summary.end, "the stream has no RAM")
+        elsewhere = summary.pages_elsewhere()
+        elsewhere = elsewhere or ("" if options.partial else summary.pages_withdrawn())
+        if elsewhere:
+            raise UnsupportedError(0, elsewhere)
+        if not summary.complete and not options.partial:
+            raise IntegrityError(
+                summary.end,
+                "the stream is not complete: no END of an iterable section",
+                advice="--partial reads what is there",
+            )
+        coverage = summary.coverage
+        index = indexer.open(coverage.page_size if coverage else DEFAULT_PAGE_SIZE)
+        memory = GuestMemory(index, spool, summary, evidence, options.below_4g)
+        stack.pop_all()
+    return memory
+
+
+def read_memory(
+    opened: OpenStream,
+    options: MemoryOptions,
+    channels: Channels | None = None,
+    *,
+    page_size: int | None = None,
+    progress: Progress | None = None,
+) -> GuestMemory:
+    """Read a stream that was opened, and index its memory as `index_memory` does."""
+    decoder = Decoder(page_size, strict=not options.partial, max_ram=options.max_ram)
+    found = events(opened.source, decoder, progress, opened.container, channels)
+    return index_memory(found, opened.source, options, channels)
+
+
+# A fault ends it, unless what is there was asked for and there is something.
+def _check_fault(summary: Summary, options: MemoryOptions) -> None:
+    error = summary.findings.error
+    hopeless = not summary.read or isinstance(error, (UnsupportedError, LimitError))
+    if error is not None and (hopeless or not options.partial):
+        raise error
+
+
+def _length(number: int) -> int:
+    if number < 0:
+        raise ValueError(f"{number} is negative")
+    return number

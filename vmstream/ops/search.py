@@ -1,0 +1,138 @@
+"""`search`: where bytes stand in guest memory."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from itertools import islice
+
+from vmstream.ops.memory import GuestMemory, Stretch
+from vmstream.report.models import SEARCH_SCHEMA, HitReport, in_full, readable
+
+# Memory that is searched at a time.
+_STEP = 1 << 20
+
+# The longest text or bytes that can be searched for, and how far a match of a regular expression
+# can reach, and look, to either side.
+LONGEST = 64 << 10
+
+# Bytes of a match that are reported.
+_SHOWN = 64
+
+# In a buffer: where matches may start, where they must, and where the buffer ends.
+_Finder = Callable[[bytearray, int, int, int], Iterator[tuple[int, int]]]
+
+
+@dataclass(frozen=True, slots=True)
+class Needle:
+    """What is searched for.
+
+    Attributes:
+        find: Yields (start, end) of the matches in a buffer that start in a range of it, in order.
+        before: Bytes in front of a match that matter.
+        behind: Bytes from its start on that may be in it.
+        in_zeros: A match may start with a zero byte.
+    """
+
+    find: _Finder
+    before: int
+    behind: int
+    in_zeros: bool
+
+
+def literal(pattern: bytes) -> Needle:
+    """Search for these bytes.
+
+    Raises:
+        ValueError: There are none, or more than LONGEST.
+    """
+    if not 0 < len(pattern) <= LONGEST:
+        raise ValueError(f"a pattern has 1 to {LONGEST} bytes")
+
+    def find(buffer: bytearray, start: int, last: int, end: int) -> Iterator[tuple[int, int]]:
+        end = min(end, last - 1 + len(pattern))
+        while (at := buffer.find(pattern, start, end)) >= 0:
+            start = at + len(pattern)
+            yield at, start
+
+    return Needle(find, 0, len(pattern), pattern[0] == 0)
+
+
+def expression(pattern: bytes) -> Needle:
+    """Search for matches of a regular expression, of bytes; empty ones do not count.
+
+    Raises:
+        ValueError: It is none.
+    """
+    try:
+        compiled = re.compile(pattern)
+    except (re.error, RecursionError, OverflowError) as error:
+        raise ValueError(f"no regular expression: {error}") from error
+
+    def find(buffer: bytearray, start: int, last: int, end: int) -> Iterator[tuple[int, int]]:
+        for match in compiled.finditer(buffer, start, end):
+            if match.start() >= last:
+                return
+            if match.end() > match.start():
+                yield match.span()
+
+    return Needle(find, LONGEST, LONGEST, True)
+
+
+def search(
+    memory: GuestMemory,
+    needle: Needle,
+    *,
+    block: str | None = None,
+    limit: int | None = None,
+) -> Iterator[HitReport]:
+    """Yield where it stands, by address; matches do not overlap.
+
+    Args:
+        memory: Where to look.
+        needle: What for.
+        block: Name of the one block to look in, instead of all RAM in the guest-physical map.
+        limit: So many and no more.
+
+    Raises:
+        OutputError: There is no such block, or the stream does not tell where blocks stand.
+        StreamError: The input is damaged where it is read, or not what it was.
+
+    Memory:
+        1 MiB, and 128 KiB around it for a regular expression.
+    """
+    stretches = memory.stretches(None if block is None else memory.block_index(block))
+    yield from islice(_hits(memory, stretches, needle), limit)
+
+
+def _hits(memory: GuestMemory, stretches: list[Stretch], needle: Needle) -> Iterator[HitReport]:
+    buffer = bytearray(needle.before + _STEP + needle.behind)
+    view = memoryview(buffer)
+    for stretch in stretches:
+        done = 0  # behind the last match
+        for at in range(0, stretch.length, _STEP):
+            last = min(stretch.length, at + _STEP)
+            if not needle.in_zeros and not stretch.has_data(at, last - at):
+                continue
+            begin = max(0, at - needle.before)
+            end = min(stretch.length, last + needle.behind)
+            stretch.read_into(begin, view[: end - begin])
+            first = max(at, done) - begin
+            for start, stop in needle.find(buffer, first, last - begin, end - begin):
+                done = begin + stop
+                found = bytes(buffer[start : min(stop, start + _SHOWN)])
+                yield _hit(memory, *stretch.place(begin + start), stop - start, found)
+
+
+def _hit(memory: GuestMemory, block: int, offset: int, length: int, found: bytes) -> HitReport:
+    name = memory.blocks[block].idstr
+    return HitReport(
+        SEARCH_SCHEMA,
+        memory.address_of(block, offset),
+        readable(name),
+        offset,
+        length,
+        found.hex(),
+        in_full(name),
+    )
