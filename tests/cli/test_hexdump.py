@@ -138,3 +138,16 @@ def test_usage(args: list[str], plain: Path) -> None:
     run = vmstream("hexdump", plain, *args)
     assert (run.status, run.out) == (2, "")
     assert "Error: " in run.err
+
+
+def test_virtual_addresses(tmp_path: Path) -> None:
+    """Without paging they are the physical ones."""
+    path = fixture_file("plain-11.1-q35", tmp_path)
+    run = vmstream("hexdump", path, "--virt", "0x7c00", "-n", "64")
+    assert (run.status, run.err) == (0, "")
+    assert run.out == vmstream("hexdump", path, "--phys", "0x7c00", "-n", "64").out
+    run = vmstream("hexdump", path, "--virt", "0", "--cpu", "7")
+    assert run.status == 2
+    assert "no CPU 7; there is 0, 1" in run.err
+    run = vmstream("hexdump", path, "--virt", "0", "--phys", "0")
+    assert run.status == 2

@@ -19,6 +19,7 @@ from vmstream.wire.constants import TARGET_PAGE_SIZES
 
 if TYPE_CHECKING:
     from vmstream.ops.memory import GuestMemory
+    from vmstream.ops.virtual import VirtualMemory
 
 stream_argument = click.argument("stream", metavar="STREAM")
 json_option = click.option("--json", "as_json", is_flag=True, help="JSON on standard output.")
@@ -137,6 +138,24 @@ def open_memory(stream: str, options: dict[str, Any]) -> Iterator[GuestMemory]:
             )
         with memory:
             yield memory
+
+
+def open_virtual(
+    stream: str, options: dict[str, Any], cpu: int, memory: GuestMemory
+) -> VirtualMemory:
+    """Memory by the virtual addresses of a CPU, whose registers the stream is read for."""
+    from vmstream.ops.virtual import VirtualMemory, cpu_of
+
+    with OpenStream(
+        stream,
+        snapshot=options["snapshot"],
+        max_ram=options["max_ram"],
+        max_layers=options["max_layers"],
+    ) as opened:
+        found = cpu_of(
+            opened.source, cpu, page_size=options["page_size"], container=opened.container
+        )
+    return VirtualMemory(memory, found)
 
 
 def memory_status(memory: GuestMemory, *, physical: bool) -> int:
