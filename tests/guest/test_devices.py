@@ -247,6 +247,28 @@ def test_descriptions_that_lie(fields: Any) -> None:
     covered(device, bytes(100) + b"12345")
 
 
+@pytest.mark.parametrize("length", [0, 1, (1 << 48) - 1])
+@pytest.mark.parametrize("times", [1, 2])
+def test_elements_without_bytes(times: int, length: int) -> None:
+    """As many as are stated, they are not made."""
+    device = one(
+        [field("a", "uint8", 0, array_len=length)] * times + [field("b", "uint8", 1)], b"7"
+    )
+    nodes = list(device.walk())
+    assert len(nodes) < 10
+    assert nodes[-1].value == 0x37
+    assert len({n.path for n in nodes}) == len(nodes)
+    covered(device, bytes(100) + b"7")
+
+
+def test_more_elements_than_anybody_has(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("vmstream.guest.devices.MAX_ELEMENTS", 3)
+    for times in (1, 2):
+        device = one([field("a", "uint8", 1, array_len=4)] * times, b"1234" * times)
+        assert [n.type for n in device.walk() if n.type != "array"][1:] == ["raw"] * times
+        covered(device, bytes(100) + b"1234" * times)
+
+
 def test_nested_too_deep() -> None:
     f = field("v", "uint8", 1)
     for _ in range(300):

@@ -31,6 +31,7 @@ _SUBSECTION = 5
 
 # What a hostile description may nest, and nodes that a device may have.
 MAX_DEPTH = 64
+MAX_ELEMENTS = 1 << 20
 
 Value = int | bool | bytes | None
 
@@ -98,8 +99,14 @@ class Node:
         if inside and self._depth >= MAX_DEPTH:
             yield self._raw(0, self.size)
         elif self.type == "array":
-            step = self.size // int(self._describe["array_len"])
-            for i in range(int(self._describe["array_len"])):
+            length = int(self._describe["array_len"])
+            if not self.size or length > MAX_ELEMENTS:
+                # Elements without bytes can be as many as somebody cares to state.
+                if self.size:
+                    yield self._raw(0, self.size)
+                return
+            step = self.size // length
+            for i in range(length):
                 yield self._element(self._describe, f"{self.name}[{i}]", i * step, step)
         elif self.type == "subsection":
             yield from self._vmsd(self._describe, SUBSECTION_FRAME + len(_encoded(self.name)))
@@ -151,8 +158,12 @@ class Node:
     def _run(
         self, f: Mapping[str, Any], name: str, at: int, counts: dict[str, int]
     ) -> Iterator[Node]:
-        length = int(f.get("array_len", 1))
-        size = field_size(f) // length if length else 0
+        length, size = int(f.get("array_len", 1)), field_size(f)
+        if not size or length > MAX_ELEMENTS:
+            yield self._node(f"{name}[{counts.get(name, 0)}]", "array", at, size, f)
+            counts[name] = counts.get(name, 0) + 1
+            return
+        size //= length
         for i in range(length):
             number = counts.get(name, 0)
             if f["type"] == "ptr-marker":
