@@ -16,7 +16,9 @@ import logging
 import os
 import struct
 import tempfile
+import weakref
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any
@@ -58,7 +60,7 @@ _LOWER = 256
 _PRESENT = 1
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, weakref_slot=True)
 class _Guest:
     """A stream that was read.
 
@@ -82,6 +84,8 @@ class StreamLayer(interfaces.layers.DataLayerInterface):  # type: ignore[misc]
     Raises:
         LayerException: The stream cannot be read; nothing else of what vmstream raises.
     """
+
+    _metadata: dict[str, Any]
 
     def __init__(
         self,
@@ -137,7 +141,9 @@ class StreamLayer(interfaces.layers.DataLayerInterface):  # type: ignore[misc]
                 return guest.page(offset // _PAGE)[inside : inside + length]
             return guest.memory.read(offset, length, fill=0 if pad else None)
         except AddressError as error:
-            raise exceptions.InvalidAddressException(self.name, error.address, str(error)) from error
+            raise exceptions.InvalidAddressException(
+                self.name, error.address, str(error)
+            ) from error
         except (VmstreamError, OSError, ValueError) as error:
             if not pad:
                 raise exceptions.InvalidAddressException(self.name, offset, str(error)) from error
@@ -152,7 +158,7 @@ class StreamLayer(interfaces.layers.DataLayerInterface):  # type: ignore[misc]
 
     # Chunks are those of a layer without holes, of each range of RAM.
     def _scan_iterator(self, scanner: Any, sections: Iterable[tuple[int, int]]) -> Iterable[Any]:
-        return super()._scan_iterator(scanner, list(self._within(sections)))
+        yield from super()._scan_iterator(scanner, list(self._within(sections)))
 
     def _within(self, sections: Iterable[tuple[int, int]]) -> Iterator[tuple[int, int]]:
         for start, length in sections:
@@ -287,9 +293,7 @@ def _kernel_root(read: Callable[[int, int], bytes], root: int) -> int:
 
 # A stream is read once, though Volatility makes its layers twice. A worker process that was forked
 # has it open; all reads state where, so that they can share the descriptor.
-def _opened(
-    location: str, snapshot: str | None, channels: tuple[str, ...], name: str
-) -> _Guest:
+def _opened(location: str, snapshot: str | None, channels: tuple[str, ...], name: str) -> _Guest:
     path = url2pathname(urlsplit(location).path)
     try:
         status = os.stat(path)
@@ -312,9 +316,11 @@ def _read(
     from vmstream.ops.pipeline import events
     from vmstream.stream.decoder import Decoder
 
-    opened = OpenStream(path, snapshot=snapshot)
-    try:
+    with ExitStack() as stack:
+        opened = stack.enter_context(OpenStream(path, snapshot=snapshot))
         others = Channels(channels, opened.identity) if channels else None
+        if others is not None:
+            stack.enter_context(others)
         devices = Devices()
 
         def both() -> Iterator[Event]:
@@ -324,22 +330,26 @@ def _read(
                 yield event
 
         options = MemoryOptions(partial=True, spool=tempfile.gettempdir())
-        memory = index_memory(both(), opened.source, options, others)
+        memory = stack.enter_context(index_memory(both(), opened.source, options, others))
+        behind = any(layer.kind == "offset" for layer in opened.container.layers)
+        if behind and memory.exit_code:
+            # Memory of a guest may have a stream in it, too.
+            raise FormatError(0, "not a migration stream, though bytes of one are in it")
         ranges = tuple(_ranges(memory))
         found = (page_tables(cpu, memory.read) for cpu in cpus(devices.tree))
         tables = next((t for t in found if t is not None), None)
-    except BaseException:
-        opened.close()
-        raise
+
+        @lru_cache(maxsize=_PAGES_KEPT)
+        def page(number: int) -> bytes:
+            return memory.read(number * _PAGE, _PAGE)
+
+        guest = _Guest(memory, page, ranges, tables)
+        # Volatility does not say when it is done with a layer.
+        weakref.finalize(guest, stack.pop_all().close)
     for finding in memory.findings:
         level = logging.INFO if finding.severity == "info" else logging.WARNING
         _log.log(level, "vmstream: %s: %s", path, finding.message)
-
-    @lru_cache(maxsize=_PAGES_KEPT)
-    def page(number: int) -> bytes:
-        return memory.read(number * _PAGE, _PAGE)
-
-    return _Guest(memory, page, ranges, tables)
+    return guest
 
 
 # Addresses of RAM, without what is in a file instead of the stream (x-ignore-shared).
