@@ -1,7 +1,7 @@
 """Makes Volatility 3 load the layer: it imports what is in `volatility3/plugins`.
 
 The wheel puts this file there. A Volatility that stands elsewhere (a checkout of its sources) is
-given this directory: `vol -p DIRECTORY`.
+given the directory that it lands in: `vol -p DIRECTORY`.
 """
 
 from vmstream.integrations.volatility3 import PageTableStacker, StreamLayer, StreamStacker
