@@ -44,3 +44,22 @@ def x86(text: str) -> dict[str, int]:
     ):
         found |= {f"{name.lower()}.base": int(base, 16), f"{name.lower()}.limit": int(limit, 16)}
     return found
+
+
+def wide(text: str) -> dict[str, int]:
+    """Floating-point and vector registers: fpr0, xmm00, ymm00, q00, v00, f0/ft0, fcw and so on."""
+    found: dict[str, int] = {}
+    for name, mantissa, exponent in re.findall(r"FPR(\d)=([0-9a-f]{16}) ([0-9a-f]{4})\b", text):
+        found[f"fpr{name}"] = int(exponent + mantissa, 16)
+    for name, value in re.findall(r"\b([XY]MM\d\d)=((?:[0-9a-f]{16} ?)+)", text):
+        found[name.lower()] = int(value.replace(" ", ""), 16)
+    for name, value in re.findall(r"\b([VQ]\d\d)=([0-9a-f]{16}:?[0-9a-f]{16})", text):
+        found[name.lower()] = int(value.replace(":", ""), 16)
+    for name, value in re.findall(r"\b(F[CST]W|MXCSR|FPSCR)[= ]([0-9a-f]{2,16})\b", text):
+        found[name.lower()] = int(value, 16)
+    for name, value in re.findall(r"\b(f\d+/f\w+) +([0-9a-f]{16})", text):
+        found[name] = int(value, 16)
+    for first, values in re.findall(r"^FPR(\d\d)((?: [0-9a-f]{16}){4})", text, re.MULTILINE):
+        for i, value in enumerate(values.split()):
+            found[f"fpr{int(first) + i}"] = int(value, 16)
+    return found
