@@ -7,7 +7,7 @@ import re
 
 def by_cpu(text: str) -> dict[int, str]:
     """The text of each CPU, by its index."""
-    parts = re.split(r"CPU#(\d+)\s*\n", text)
+    parts = re.split(r"^CPU#(\d+)\s*\n", text, flags=re.MULTILINE)
     if len(parts) == 1:
         return {0: text}
     return dict(zip(map(int, parts[1::2]), parts[2::2], strict=True))
@@ -18,6 +18,8 @@ def numbers(text: str) -> dict[str, int]:
     found: dict[str, int] = {}
     for name, value in re.findall(r"([A-Za-z][\w/]*) *[= ] *([0-9a-f]{4,16})\b", text):
         found.setdefault(name.lower(), int(value, 16))
+    # aarch64 has two digits.
+    found |= {f"x{int(n[1:])}": v for n, v in found.items() if re.fullmatch(r"x0\d", n)}
     # ppc: four a line, named by the first.
     for first, *values in re.findall(r"^GPR(\d\d)((?: [0-9a-f]{16}){4})", text, re.MULTILINE):
         for i, value in enumerate(values[0].split()):

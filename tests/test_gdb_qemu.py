@@ -11,6 +11,8 @@ import pytest
 
 from tests.commandline import vmstream
 from tests.gdbstub import Stub
+from tests.guest.test_notes import both, check
+from tests.linux import Linux
 from tests.qemu import Guest, Qemu
 from tests.registers import by_cpu, numbers, x86
 
@@ -23,7 +25,7 @@ NAMES = {
     "ppc64": {"pc": "nip", "r1": "gpr1", "r31": "gpr31", "lr": "lr", "ctr": "ctr"},
     "s390x": {"r0": "r00", "r9": "r09", "r15": "r15"},
     "riscv64": {"ra": "x1/ra", "sp": "x2/sp", "t6": "x31/t6", "pc": "pc"},
-    "aarch64": {"x0": "x00", "x30": "x30", "sp": "sp", "pc": "pc"},
+    "aarch64": {"x0": "x0", "x30": "x30", "sp": "sp", "pc": "pc"},
 }
 
 
@@ -48,7 +50,8 @@ def threads(text: str) -> dict[int, dict[str, int]]:
 
 
 def extracted(vm: Qemu, out: Path) -> Path:
-    vm.migrate("exec:cat>guest.out")
+    if not vm.path("guest.out").exists():
+        vm.migrate("exec:cat>guest.out")
     core = out / "core"
     assert vmstream("extract-ram", vm.path("guest.out"), "-o", core, "--format", "elf").status == 0
     return core
@@ -90,10 +93,7 @@ def test_x86(machine: str, tmp_path: Path) -> None:
 
 @pytest.mark.linux
 def test_linux(tmp_path: Path) -> None:
-    """A CPU in long mode; notes and PT_LOADs are those of QEMU's dump."""
-    from tests.guest.test_notes import both, check
-    from tests.linux import Linux
-
+    """CPUs in long mode; the notes are those of QEMU's dump."""
     args = ["-M", "q35", "-accel", "tcg", "-smp", "2", "-m", "256M"]
     with Qemu([*args, *Linux().args(tmp_path)]) as vm:
         vm.wait_serial(b"BOOTED", timeout=180)

@@ -81,7 +81,7 @@ def _without_pid(note: tuple[str, int, bytes]) -> tuple[str, int, bytes]:
     return (name, kind, desc[:32] + desc[36:]) if (name, kind) == ("CORE", 1) else note
 
 
-# Machine, and the numbers that QEMU's gdbstub gives to general, floating-point and vector registers.
+# Machine, and the numbers that QEMU's gdbstub gives to general, float and vector registers.
 @dataclass(frozen=True)
 class Filled:
     arch: str
@@ -96,10 +96,10 @@ FILLED = {
     "sve": Filled("aarch64", ("-M", "virt", "-cpu", "max"), (*range(31), *range(34, 85))),
     "riscv64": Filled("riscv64", ("-M", "virt"), (*range(1, 65),)),
     "ppc64": Filled("ppc64", ("-M", "pseries", "-m", "256M"), (*range(65), *range(66, 137))),
-    "s390x": Filled("s390x", ("-M", "s390-ccw-virtio", "-no-shutdown"), (*range(1, 99),)),
-    "x86": Filled("x86_64", ("-M", "q35"), (*range(17), *range(24, 57))),
-    "i386": Filled("i386", ("-M", "pc"), (*range(9), *range(16, 41))),
-    "486": Filled("x86_64", ("-M", "isapc", "-cpu", "486"), (*range(17), *range(24, 40))),
+    "s390x": Filled("s390x", ("-M", "s390-ccw-virtio", "-no-shutdown"), (*range(1, 83),)),
+    "x86": Filled("x86_64", ("-M", "q35"), (*range(17), *range(33, 66))),
+    "i386": Filled("i386", ("-M", "pc"), (*range(9), *range(25, 50))),
+    "486": Filled("x86_64", ("-M", "isapc", "-cpu", "486"), (*range(17), *range(33, 49))),
 }
 
 
@@ -130,7 +130,8 @@ def compare(cpu: CPU, text: str) -> None:
     mine = {name: value for group in cpu.groups.values() for name, value in group.items()}
     # x86 CPUs that are not in 64-bit mode are shown by the lower halves.
     narrow = cpu.architecture == "x86" and "RAX=" not in text
-    shared = mine.keys() & theirs.keys()
+    # QEMU 7.2 shows 0 for mideleg as long as a CPU has not run.
+    shared = mine.keys() & theirs.keys() - {"mideleg"}
     for name in shared:
         mask = 0xFFFFFFFF if narrow and name in cpu.groups["general"] else -1
         assert mine[name] & mask == theirs[name] & mask, (cpu.instance_id, name)
@@ -149,7 +150,11 @@ def test_a_pc_that_runs(machine: str) -> None:
 
 @pytest.mark.qemu("ppc64")
 def test_a_little_endian_kernel() -> None:
-    """The byte order of interrupt handlers is that of head and notes."""
+    """The byte order of interrupt handlers is that of head and notes.
+
+    QEMU 7.2 asks HID0, which the hypervisor sets, of a pseries guest too, and stays big-endian: its
+    notes are turned around here.
+    """
     ile = 1 << 25
     args = ["-M", "pseries", "-m", "256M", "-accel", "tcg", "-S"]
     with Qemu(args, binary="qemu-system-ppc64") as vm:
@@ -163,8 +168,21 @@ def test_a_little_endian_kernel() -> None:
             assert stub.ask(f"P{number:x}={before | ile:016x}") == "OK"
             stub.fill(1, FILLED["ppc64"].numbers)
         tree, core = both(vm)
-    assert core.architecture == Architecture(21)
-    check(tree, core)
+    assert architecture(tree) == Architecture(21)
+    words = {1: "28I39Q10Q", 2: "33Q", 0x100: "64Q4I4I", 0x102: "32Q", 0x101: "32IQI"}
+    order = ">" if core.architecture.big_endian else "<"
+    ours = cpu_notes(tree)
+    assert [note.type for note in ours] == [kind for _, kind, _ in core.notes] == [*words][:5]
+    for mine, (_, kind, desc) in zip(ours, core.notes, strict=True):
+        left, right = (
+            list(struct.unpack(o + words[kind], d)) for o, d in (("<", mine.desc), (order, desc))
+        )
+        if kind == 1:
+            left[8] = right[8] = 0
+        elif kind == 0x100 and order == ">":
+            # Halves of a register change places; VSCR does not.
+            left[:64] = [left[i ^ 1] for i in range(64)]
+        assert left == right, hex(kind)
 
 
 def test_without_names() -> None:
