@@ -210,3 +210,13 @@ def test_arm() -> None:
     assert {f"r{int(n[1:])}": v for n, v in theirs.items()}.items() <= general.items()
     assert f"PSR={general['psr']:08x}" in text
     assert cpu_notes(tree) == []
+
+
+def test_a_wrong_description() -> None:
+    """Fields that are missing cost the notes, not the file."""
+    for name, field in (("s390x-10.0", b"env.cputm"), ("ppc64-10.0-pseries", b"env.fpscr")):
+        data = open_fixture(name)
+        assert cpu_notes(tree_of(data))
+        wrong = data.replace(b'"' + field + b'"', b'"' + b"x" * len(field) + b'"')
+        assert isinstance(cpu_notes(tree_of(wrong)), list)
+    assert cpu_notes(tree_of(open_fixture("s390x-10.0").replace(b"env.cputm", b"env.xputm"))) == []

@@ -68,6 +68,8 @@ _ARM64_ID = _ARM64_SYSREG | 0xC024
 _PSTATE_NRW, _PSTATE_T = 1 << 4, 1 << 5
 _ARM_MODES = {0: "usr", 1: "fiq", 2: "irq", 3: "svc", 6: "mon", 7: "abt", 10: "hyp", 11: "und",
               15: "sys"}  # fmt: skip
+# Of 64 bits in the largest register.
+_SVE_WORDS = 32
 # Bits of FPSCR. QEMU v7.2.0 target/arm/cpu.h FPSR_MASK, FPCR_MASK.
 _FPSR, _FPCR = 0xF800_009F, 0x07FF_9F00
 
@@ -283,8 +285,8 @@ def _arm_floats(f: _Fields) -> dict[str, dict[str, int]]:
     for kind, field_name in (("z", "env.vfp.zregs"), ("p", "env.vfp.pregs")):
         node = sve.nodes.get(field_name)
         for n, register in enumerate(node.children if node is not None else ()):
-            (words,) = ([_number(c) for c in part.children] for part in register.children[:1])
-            value = sum(word << 64 * i for i, word in enumerate(words))
+            words = [_number(c) for part in register.children[:1] for c in part.children]
+            value = sum(word << 64 * i for i, word in enumerate(words[:_SVE_WORDS]))
             if kind == "z":
                 value = value << 128 | floats.get(f"q{n:02}", 0)
             vectors[f"{kind}{n:02}" if (kind, n) != ("p", 16) else "ffr"] = value

@@ -100,6 +100,14 @@ def cpu_notes(tree: DeviceTree) -> list[Note]:
     if not found:
         return []
     head = _architecture(found[0])
+    try:
+        return _notes(tree, found, head)
+    except (KeyError, TypeError, ValueError, OverflowError, struct.error):
+        # Fields that no QEMU has so: a wrong description.
+        return []
+
+
+def _notes(tree: DeviceTree, found: list[CPU], head: Architecture) -> list[Note]:
     pack = _Pack(">" if head.big_endian else "<")
     notes = [
         note for cpu in found for note in _NOTES[cpu.architecture](cpu, pack, wide=head.number != 3)
