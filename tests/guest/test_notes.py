@@ -214,9 +214,6 @@ def test_arm() -> None:
 
 def test_a_wrong_description() -> None:
     """Fields that are missing cost the notes, not the file."""
-    for name, field in (("s390x-10.0", b"env.cputm"), ("ppc64-10.0-pseries", b"env.fpscr")):
-        data = open_fixture(name)
-        assert cpu_notes(tree_of(data))
-        wrong = data.replace(b'"' + field + b'"', b'"' + b"x" * len(field) + b'"')
-        assert isinstance(cpu_notes(tree_of(wrong)), list)
-    assert cpu_notes(tree_of(open_fixture("s390x-10.0").replace(b"env.cputm", b"env.xputm"))) == []
+    data = open_fixture("s390x-10.0")
+    assert len(cpu_notes(tree_of(data))) >= 10
+    assert cpu_notes(tree_of(data.replace(b"env.cputm", b"env.xputm"))) == []
