@@ -55,26 +55,26 @@ class Machine:
 
 MACHINES = {
     "pc": Machine(
-        "x86_64", ("-M", "pc", "-device", "VGA"), ((0, 32 * MIB),), "EM_386", "EM_X86_64",
+        "x86_64", ("-M", "pc", "-device", "VGA"), ((0, 32 * MIB),), "EM_386", "EM_386",
         others=((0xFD000000, 16 * MIB), (0xFFFC0000, 256 * KIB)), says=b"FILLED",
     ),
     "q35": Machine(
-        "x86_64", ("-M", "q35"), ((0, 32 * MIB),), "EM_386", "EM_X86_64",
+        "x86_64", ("-M", "q35"), ((0, 32 * MIB),), "EM_386", "EM_386",
         others=((0xFFFC0000, 256 * KIB),), says=b"FILLED",
     ),
     "isapc": Machine(
-        "x86_64", ("-M", "isapc", "-cpu", "486"), ((0, 32 * MIB),), "EM_386", "EM_X86_64",
+        "x86_64", ("-M", "isapc", "-cpu", "486"), ((0, 32 * MIB),), "EM_386", "EM_386",
         # No chipset that could put RAM there: the BIOS stays.
         others=((0xC0000, 128 * KIB), (0xE0000, 128 * KIB), (0xFFFE0000, 128 * KIB)),
         says=b"FILLED",
     ),
     "microvm": Machine(
-        "x86_64", ("-M", "microvm", "-m", "32M"), ((0, 32 * MIB),), "EM_386", "EM_X86_64",
+        "x86_64", ("-M", "microvm", "-m", "32M"), ((0, 32 * MIB),), "EM_386", "EM_386",
         others=((0xF0000, 64 * KIB), (0xFFFF0000, 64 * KIB)),
     ),
     "split": Machine(
         "x86_64", ("-M", "pc,max-ram-below-4g=16M"),
-        ((0, 16 * MIB), (FOUR_GIB, 16 * MIB)), "EM_386", "EM_X86_64",
+        ((0, 16 * MIB), (FOUR_GIB, 16 * MIB)), "EM_386", "EM_386",
         others=((0xFFFC0000, 256 * KIB),), says=b"FILLED",
     ),
     "aarch64": Machine(

@@ -21,7 +21,7 @@ from vmstream.errors import (
 from vmstream.guest.imagefile import Plan, plan
 from vmstream.guest.memory import Placement, RAMImage
 from vmstream.guest.multifd import PayloadReader
-from vmstream.guest.notes import Note, cpu_notes
+from vmstream.guest.notes import Architecture, Note, architecture, cpu_notes
 from vmstream.guest.physical import (
     Evidence,
     PhysicalMap,
@@ -316,13 +316,13 @@ class _Writer:
                 if i in self.files and covered.pages_missing == covered.pages:
                     self.files.pop(i).abort()
 
-    def settle(self, evidence: Evidence, notes: Sequence[Note]) -> None:
+    def settle(self, evidence: Evidence, notes: Sequence[Note], cpus: Architecture | None) -> None:
         """Bring the image into the layout that the whole stream tells; an ELF core gets notes."""
         if self.plan is None:
             return
         final, out = self._map(evidence), self.files[None]
         final = replace(final, doubts=final.doubts + tuple(self._left_out(evidence, final)))
-        made = plan(self._options.format, final, notes)
+        made = plan(self._options.format, final, notes, cpus)
         if (made.regions, made.size) != (self.plan.regions, self.plan.size):
             out.rearrange(moves(self.plan, made), made.size)
         for offset, head in made.heads:
@@ -440,7 +440,9 @@ def extract(
             writer.open(summary.blocks, decoder.page_size or DEFAULT_PAGE_SIZE)
         writer.drop_unsent()
         machine = summary.configuration.name if summary.configuration else None
-        writer.settle(evidence.evidence(machine), cpu_notes(devices.tree))
+        writer.settle(
+            evidence.evidence(machine), cpu_notes(devices.tree), architecture(devices.tree)
+        )
         outputs = [
             models.OutputReport(
                 str(out.path),

@@ -809,7 +809,7 @@ class CPUReport:
 
     Attributes:
         instance_id: Index of the CPU.
-        architecture: 'x86', 'aarch64', 'ppc64', 'riscv64' or 's390x'.
+        architecture: 'x86', 'aarch64', 'ppc64', 'riscv64', 's390x', 'arm', 'ppc' or 'riscv32'.
         mode: What it executes, in words.
         flags: Condition and control flags that are set.
         halted: It waits for an interrupt; `None` if the stream does not say.
