@@ -547,10 +547,11 @@ def test_unknown_machines_are_refused(machine: str | None, listed: list[tuple[st
 
 def test_windows() -> None:
     """RAM in pieces: QEMU hw/loongarch/virt.c, hw/arm/xlnx-zcu102.c."""
-    found = physical_map(Evidence(b"virt", blocks(("loongarch.ram", GIB))))
-    assert list(found.regions) == [
-        Region(0, 256 * MIB, 0, 0), Region(2 * GIB, 768 * MIB, 0, 256 * MIB)
-    ]  # fmt: skip
+    for machine in (b"virt", b"virt-11.1"):
+        listed = blocks(("loongarch.ram", GIB), ("virt.flash0", 16 * MIB))
+        found = physical_map(Evidence(machine, listed))
+        want = [Region(0, 256 * MIB, 0, 0), Region(2 * GIB, 768 * MIB, 0, 256 * MIB)]
+        assert list(found.regions) == want
     found = physical_map(Evidence(b"xlnx-zcu102", blocks(("ddr-ram", 4 * GIB))))
     assert list(found.regions) == [
         Region(0, 2 * GIB, 0, 0), Region(32 * GIB, 2 * GIB, 0, 2 * GIB)

@@ -254,6 +254,10 @@ def machine_family(evidence: Evidence) -> str:
         return "q35"
     if name.startswith((b"pc-", b"xenfv")):
         return "pc"
+    # LoongArch has that name as well, with versions in QEMU 11.1.
+    loongarch = b"loongarch_pch_pic" in evidence.idstrs or b"loongarch.ram" in idstrs
+    if loongarch and name.startswith(b"virt"):
+        return "loongarch virt"
     if name.startswith(b"virt-"):
         # m68k has a machine of that name too, without flash and ACPI.
         arm = {b"virt.flash0", b"mach-virt.ram", b"/rom@etc/acpi/tables"} & idstrs
@@ -261,8 +265,6 @@ def machine_family(evidence: Evidence) -> str:
     if name == b"virt":
         if any(i.startswith(b"riscv_virt_board.") for i in idstrs):
             return "riscv virt"
-        if b"loongarch_pch_pic" in evidence.idstrs or b"loongarch.ram" in idstrs:
-            return "loongarch virt"
     for family in ("pseries", "s390-ccw-virtio"):
         if name.startswith(family.encode()):
             return family

@@ -34,6 +34,7 @@ _PAM = {bytes.fromhex("86803712"): 0x59, bytes.fromhex("8680c029"): 0x90}
 # VIRT_MROM, VIRT_FLASH.
 _FIXED: dict[str, dict[bytes, int]] = {
     "arm virt": {b"virt.flash0": 0, b"virt.flash1": 0x4000000},
+    "loongarch virt": {b"virt.flash0": 0x1C000000, b"virt.flash1": 0x1D000000},
     "riscv virt": {
         b"riscv_virt_board.mrom": 0x1000,
         b"virt.flash0": 0x20000000,
