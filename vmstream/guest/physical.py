@@ -262,9 +262,8 @@ def machine_family(evidence: Evidence) -> str:
         # m68k has a machine of that name too, without flash and ACPI.
         arm = {b"virt.flash0", b"mach-virt.ram", b"/rom@etc/acpi/tables"} & idstrs
         return "arm virt" if arm else "m68k virt"
-    if name == b"virt":
-        if any(i.startswith(b"riscv_virt_board.") for i in idstrs):
-            return "riscv virt"
+    if name == b"virt" and any(i.startswith(b"riscv_virt_board.") for i in idstrs):
+        return "riscv virt"
     for family in ("pseries", "s390-ccw-virtio"):
         if name.startswith(family.encode()):
             return family
