@@ -42,6 +42,15 @@ ARCHITECTURES = {
     "m68k virt": Architecture(4, big_endian=True),
     "pseries": Architecture(21, big_endian=True),
     "s390-ccw-virtio": Architecture(22, big_endian=True),
+    "powernv": Architecture(21, big_endian=True),
+    "loongarch virt": Architecture(258),
+    "hppa": Architecture(15, big_endian=True),
+    **dict.fromkeys(("g3beige", "mac99", "pegasos2"), Architecture(20, big_endian=True)),
+    **dict.fromkeys(("sifive_u", "spike"), Architecture(243)),
+    **dict.fromkeys(
+        ("sbsa-ref", "xlnx-zcu102", "vexpress-a9", "vexpress-a15", "raspi", "cubieboard"),
+        Architecture(183),
+    ),
 }
 
 
