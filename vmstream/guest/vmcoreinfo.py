@@ -52,7 +52,10 @@ _UTS_FIELD, _UTS_RELEASE = 65, 2
 class Stretch(Protocol):
     """Memory without a hole, as `ops.memory` has it."""
 
-    length: int
+    @property
+    def length(self) -> int:
+        """Bytes."""
+        ...
 
     def read_into(self, at: int, buffer: memoryview) -> None:
         """Fill a buffer from a place in the stretch on; both lie within it."""
@@ -174,19 +177,21 @@ def scan(stretches: Sequence[Stretch]) -> Iterator[VMCoreInfo]:
 def candidate(stretches: Sequence[Stretch], number: int, at: int) -> VMCoreInfo | None:
     """Return the text whose first line starts at a place in a stretch, if it looks right."""
     stretch, address = stretches[number], stretches[number].address(at)
-    front = bytearray(min(at, _HEAD))
-    stretch.read_into(at - len(front), memoryview(front))
+    before = bytearray(min(at, _HEAD))
+    stretch.read_into(at - len(before), memoryview(before))
+    front = bytes(before)
     name = front.endswith(b"\0" + NAME.encode() + b"\0\0")
     # The kernel's own, not a line of some other text.
     if not name and front[-1:] not in (b"", b"\0") and (at if address is None else address) % 4096:
         return None
-    text = bytearray(min(stretch.length - at, _MOST_TEXT))
-    stretch.read_into(at, memoryview(text))
+    buffer = bytearray(min(stretch.length - at, _MOST_TEXT))
+    stretch.read_into(at, memoryview(buffer))
+    text = bytes(buffer)
     match = _TEXT.match(text)
-    desc = b"" if match is None else bytes(match[0])
+    desc = b"" if match is None else match[0]
     if b"\nPAGESIZE=" not in desc or b"\nSYMBOL(" not in desc:
         return None
-    note = _parse(bytes(front + text)) if name else None
+    note = _parse(front + text) if name else None
     if note is not None and note.desc == desc:
         begin = None if address is None else address - _HEAD
         return VMCoreInfo(note, "scan", begin, _HEAD + len(desc), stretch=number, at=at - _HEAD)

@@ -5,11 +5,13 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 
 from vmstream.container.layers import Container
 from vmstream.errors import (
     EXIT_FINDINGS,
+    AddressError,
     FormatError,
     IntegrityError,
     LimitError,
@@ -18,6 +20,7 @@ from vmstream.errors import (
     TruncatedError,
     UnsupportedError,
 )
+from vmstream.guest.devices import DeviceTree
 from vmstream.guest.imagefile import Plan, plan
 from vmstream.guest.memory import Placement, RAMImage
 from vmstream.guest.multifd import PayloadReader
@@ -32,6 +35,7 @@ from vmstream.guest.physical import (
 )
 from vmstream.guest.rom import with_rom
 from vmstream.guest.userlayout import Entry, parse_layout, user_map
+from vmstream.guest.vmcoreinfo import Found, find
 from vmstream.ops.channels import Channels
 from vmstream.ops.devices import Devices
 from vmstream.ops.inspect import Summary, block_report, layer_reports
@@ -151,6 +155,25 @@ class MapEvidence:
         )
 
 
+@dataclass(frozen=True, slots=True)
+class _Written:
+    """A region of the guest, in the file that it was written to."""
+
+    gpa: int
+    length: int
+    file: OutputFile
+    offset: int
+
+    def read_into(self, at: int, buffer: memoryview) -> None:
+        self.file.read_into(self.offset + at, buffer)
+
+    def has_data(self, at: int, length: int) -> bool:
+        return self.file.has_data(self.offset + at, length)
+
+    def address(self, at: int) -> int:
+        return self.gpa + at
+
+
 class _Writer:
     """Fold: opens the outputs at the first page, and writes."""
 
@@ -177,6 +200,7 @@ class _Writer:
         self.files: dict[int | None, OutputFile] = {}
         self.map: PhysicalMap | None = None
         self.plan: Plan | None = None
+        self.vmcoreinfo: Found | None = None
 
     def on(self, event: Event) -> None:
         if isinstance(event, ChannelEvent):
@@ -316,18 +340,33 @@ class _Writer:
                 if i in self.files and covered.pages_missing == covered.pages:
                     self.files.pop(i).abort()
 
-    def settle(self, evidence: Evidence, notes: Sequence[Note]) -> None:
+    def settle(self, evidence: Evidence, tree: DeviceTree) -> None:
         """Bring the image into the layout that the whole stream tells; an ELF core gets notes."""
         if self.plan is None:
             return
-        final, out = self._map(evidence), self.files[None]
+        final = self._map(evidence)
         final = replace(final, doubts=final.doubts + tuple(self._left_out(evidence, final)))
-        made = plan(self._options.format, final, notes)
-        if (made.regions, made.size) != (self.plan.regions, self.plan.size):
-            out.rearrange(moves(self.plan, made), made.size)
+        made = self._lay_out(self.plan, final, ())
+        if self._options.format == "elf":
+            # By addresses, which are known now.
+            written = [
+                _Written(r.gpa, r.length, self.files[None], placed.gpa)
+                for r, placed in zip(final.regions, made.regions, strict=True)
+            ]
+            self.vmcoreinfo = find(tree, partial(_read, written), written)
+            notes = cpu_notes(tree)
+            if self.vmcoreinfo.best is not None:
+                notes.append(self.vmcoreinfo.best.note)
+            made = self._lay_out(made, final, notes)
         for offset, head in made.heads:
-            out.write(offset, head)
+            self.files[None].write(offset, head)
         self.map, self.plan = final, made
+
+    def _lay_out(self, old: Plan, final: PhysicalMap, notes: Sequence[Note]) -> Plan:
+        made = plan(self._options.format, final, notes)
+        if (made.regions, made.size) != (old.regions, old.size):
+            self.files[None].rearrange(moves(old, made), made.size)
+        return made
 
     # Blocks of virtio-mem devices that hold memory: their names are paths, as those of devices'
     # own memory are. QEMU v10.1.0 hw/virtio/virtio-mem.c virtio_mem_device_realize().
@@ -339,6 +378,15 @@ class _Writer:
             path, slash, _ = covered.block.idstr.rpartition(b"/")
             if slash and path + b"/virtio-mem" in evidence.idstrs and covered.sent.count():
                 yield left_out(covered.block)
+
+
+def _read(written: Sequence[_Written], gpa: int, length: int) -> bytes:
+    for part in written:
+        if part.gpa <= gpa and gpa + length <= part.gpa + part.length:
+            buffer = bytearray(length)
+            part.read_into(gpa - part.gpa, memoryview(buffer))
+            return bytes(buffer)
+    raise AddressError(gpa, f"no RAM at address {gpa:#x}")
 
 
 def moves(old: PhysicalMap | Plan, new: PhysicalMap | Plan) -> Iterator[tuple[int, int, int]]:
@@ -440,7 +488,7 @@ def extract(
             writer.open(summary.blocks, decoder.page_size or DEFAULT_PAGE_SIZE)
         writer.drop_unsent()
         machine = summary.configuration.name if summary.configuration else None
-        writer.settle(evidence.evidence(machine), cpu_notes(devices.tree))
+        writer.settle(evidence.evidence(machine), devices.tree)
         outputs = [
             models.OutputReport(
                 str(out.path),
