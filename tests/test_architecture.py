@@ -48,7 +48,7 @@ LIBRARIES = {
     "construct": ("wire/",),
     "click": ("cli/",),
     "rich": ("report/render.py", "report/devices.py", "cli/"),
-    "zstandard": ("container/", "guest/multifd.py"),
+    "zstandard": ("container/", "guest/multifd.py", "transport/compress.py"),
     "lz4": ("container/",),
     "lzallright": ("container/",),
     "numpy": ("guest/", "ops/", "report/", "stream/", "transport/", "wire/"),

@@ -14,7 +14,7 @@ from dataclasses import dataclass, replace
 from vmstream.guest.notes import Note
 from vmstream.guest.physical import PhysicalMap, Region
 
-FORMATS = ("raw", "lime", "elf")
+FORMATS = ("raw", "lime", "elf", "kdump")
 
 # name, type and content of a note of an ELF core.
 
@@ -70,7 +70,7 @@ class Plan:
     """What a file of a map is made of; numbers in bytes.
 
     Attributes:
-        format: 'raw', 'lime' or 'elf'.
+        format: One of FORMATS; a kdump file is made of a raw image (guest/kdump.py).
         regions: Those of the map, with the offset in the file for the address.
         heads: (offset, content) of all that is not RAM.
         size: Of the file.
@@ -90,7 +90,7 @@ def plan(form: str, layout: PhysicalMap, notes: Sequence[Note] = ()) -> Plan:
         layout: The map.
         notes: For an ELF core, in this order.
     """
-    if form == "raw":
+    if form in ("raw", "kdump"):
         return Plan(form, layout.regions, (), layout.size)
     if form == "lime":
         return _lime(layout)
