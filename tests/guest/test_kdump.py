@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from tests.kdumps import Kdump, unflattened
+from tests.kdumps import UTSNAME, Kdump, unflattened
 from vmstream.guest.kdump import Flattened, KdumpPlan, bitmap_parts, kdump_plan
 from vmstream.guest.notes import Note
 from vmstream.guest.physical import PhysicalMap, Region
@@ -138,6 +138,14 @@ def test_what_vmcoreinfo_says(family: str, text: str, block: int, phys_base: int
     assert kdump.header["block_size"] == block
     assert kdump.header["phys_base"] == phys_base
     assert kdump.vmcoreinfo == text.encode()
+
+
+def test_utsname() -> None:
+    """That of the kernel is taken as it is."""
+    names = ("Linux", "host", "6.1", "#1 SMP", "x86_64", "(none)")
+    packed = b"".join(name.encode().ljust(65, b"\0") for name in names)
+    header = made(a_map((0, 1 << 20)), info("OSRELEASE=6.1\n"), utsname=packed).header
+    assert tuple(header[name] for name in UTSNAME) == names
 
 
 def test_many_notes() -> None:

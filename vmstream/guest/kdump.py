@@ -28,10 +28,12 @@ _INCOMPLETE = 0x8
 _VERSION = 6
 _DUMP_LEVEL = 1  # QEMU v10.1.0 include/system/dump.h DUMP_LEVEL
 
-# struct disk_dump_header: signature, header_version, utsname (sysname, nodename, release, version,
-# machine, domainname), timestamp with its padding, status, block_size, sub_hdr_size,
-# bitmap_blocks, max_mapnr, total_ram_blocks, device_blocks, written_blocks, current_cpu, nr_cpus.
-_HEADER = "8sI65s65s65s65s65s65s22x10I"
+# struct disk_dump_header: signature, header_version, utsname, timestamp with its padding, status,
+# block_size, sub_hdr_size, bitmap_blocks, max_mapnr, total_ram_blocks, device_blocks,
+# written_blocks, current_cpu, nr_cpus.
+_HEADER = "8sI390s22x10I"
+# struct new_utsname: sysname, nodename, release, version, machine, domainname.
+_UTSNAME = struct.Struct("65s65s65s65s65s65s")
 # struct kdump_sub_header: phys_base, dump_level, split, start_pfn, end_pfn, then offset and size of
 # vmcoreinfo, of notes and of eraseinfo, start_pfn_64, end_pfn_64, max_mapnr_64.
 _SUB_HEADER = "QII11Q"
@@ -87,6 +89,7 @@ def kdump_plan(
     cpus: int = 0,
     compression: str | None = "zlib",
     complete: bool = True,
+    utsname: bytes = b"",
 ) -> KdumpPlan:
     """Say what the file of a map is made of.
 
@@ -97,6 +100,7 @@ def kdump_plan(
         cpus: How many there are.
         compression: One of FLAGS.
         complete: The stream was whole.
+        utsname: `struct new_utsname` of the guest's kernel, if it is known.
     """
     architecture = ARCHITECTURES.get(layout.family, Architecture(0))
     machine, block = _MACHINES.get(architecture.number, ("", page_size))
@@ -116,11 +120,15 @@ def kdump_plan(
     bitmap_at = (1 + sub_blocks) * block
     descriptors = bitmap_at + 2 * bitmap_blocks * block
 
-    release = re.search(rb"^OSRELEASE=(.*)$", told, re.MULTILINE)
+    if not utsname:
+        release = re.search(rb"^OSRELEASE=(.*)$", told, re.MULTILINE)
+        utsname = _UTSNAME.pack(
+            b"Linux" if told else b"", b"", release[1][:64] if release else b"", b"",
+            machine.encode(), b"",
+        )  # fmt: skip
     head = header.pack(
         b"KDUMP   ", _VERSION,
-        b"Linux" if told else b"", b"", release[1][:64] if release else b"", b"",
-        machine.encode(), b"",
+        utsname,
         FLAGS[compression] | (0 if complete else _INCOMPLETE), block, sub_blocks,
         2 * bitmap_blocks, min(end, 0xFFFFFFFF), 0, 0, 0, 0, cpus,
     ).ljust(block, b"\0")  # fmt: skip

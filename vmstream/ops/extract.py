@@ -7,11 +7,13 @@ import secrets
 import tempfile
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 
 from vmstream.container.layers import Container
 from vmstream.errors import (
     EXIT_FINDINGS,
+    AddressError,
     FormatError,
     IntegrityError,
     LimitError,
@@ -20,6 +22,7 @@ from vmstream.errors import (
     TruncatedError,
     UnsupportedError,
 )
+from vmstream.guest.devices import DeviceTree
 from vmstream.guest.imagefile import Plan, plan
 from vmstream.guest.kdump import kdump_plan
 from vmstream.guest.memory import Placement, RAMImage
@@ -35,6 +38,7 @@ from vmstream.guest.physical import (
 )
 from vmstream.guest.rom import with_rom
 from vmstream.guest.userlayout import Entry, parse_layout, user_map
+from vmstream.guest.vmcoreinfo import Found, find, utsname
 from vmstream.ops.channels import Channels
 from vmstream.ops.devices import Devices
 from vmstream.ops.encode import STANDARD_OUTPUT, compression_of, encode
@@ -75,6 +79,7 @@ from vmstream.wire.vmsd import top_fields
 
 _RTC = b"mc146818rtc"
 _CMOS_SIZE = 128
+_WITH_NOTES = ("elf", "kdump")
 
 # A layout file of as many entries as are taken is a tenth of this.
 _MOST_LAYOUT = 8 << 20
@@ -162,6 +167,25 @@ class MapEvidence:
         )
 
 
+@dataclass(frozen=True, slots=True)
+class _Written:
+    """A region of the guest, in the file that it was written to."""
+
+    gpa: int
+    length: int
+    file: OutputFile
+    offset: int
+
+    def read_into(self, at: int, buffer: memoryview) -> None:
+        self.file.read_into(self.offset + at, buffer)
+
+    def has_data(self, at: int, length: int) -> bool:
+        return self.file.has_data(self.offset + at, length)
+
+    def address(self, at: int) -> int:
+        return self.gpa + at
+
+
 class _Writer:
     """Fold: opens the outputs at the first page, and writes."""
 
@@ -190,6 +214,9 @@ class _Writer:
         self.files: dict[int | None, OutputFile] = {}
         self.map: PhysicalMap | None = None
         self.plan: Plan | None = None
+        self.vmcoreinfo: Found | None = None
+        self.notes: list[Note] = []
+        self.utsname = b""
 
     def on(self, event: Event) -> None:
         if isinstance(event, ChannelEvent):
@@ -333,18 +360,35 @@ class _Writer:
                 if i in self.files and covered.pages_missing == covered.pages:
                     self.files.pop(i).abort()
 
-    def settle(self, evidence: Evidence, notes: Sequence[Note]) -> None:
-        """Bring the image into the layout that the whole stream tells; an ELF core gets notes."""
+    def settle(self, evidence: Evidence, tree: DeviceTree) -> None:
+        """Bring the image into the layout that the whole stream tells; find what notes have."""
         if self.plan is None:
             return
-        final, out = self._map(evidence), self.files[None]
+        final = self._map(evidence)
         final = replace(final, doubts=final.doubts + tuple(self._left_out(evidence, final)))
-        made = plan(self._options.format, final, notes)
-        if (made.regions, made.size) != (self.plan.regions, self.plan.size):
-            out.rearrange(moves(self.plan, made), made.size)
+        made = self._lay_out(self.plan, final, ())
+        if self._options.format in _WITH_NOTES:
+            # By addresses, which are known now.
+            written = [
+                _Written(r.gpa, r.length, self.files[None], placed.gpa)
+                for r, placed in zip(final.regions, made.regions, strict=True)
+            ]
+            read = partial(_read, written)
+            self.vmcoreinfo = find(tree, read, written)
+            self.notes = cpu_notes(tree)
+            if self.vmcoreinfo.best is not None:
+                self.notes.append(self.vmcoreinfo.best.note)
+                self.utsname = utsname(self.vmcoreinfo.best, read)
+            made = self._lay_out(made, final, self.notes)
         for offset, head in made.heads:
-            out.write(offset, head)
+            self.files[None].write(offset, head)
         self.map, self.plan = final, made
+
+    def _lay_out(self, old: Plan, final: PhysicalMap, notes: Sequence[Note]) -> Plan:
+        made = plan(self._options.format, final, notes)
+        if (made.regions, made.size) != (old.regions, old.size):
+            self.files[None].rearrange(moves(old, made), made.size)
+        return made
 
     # Blocks of virtio-mem devices that hold memory: their names are paths, as those of devices'
     # own memory are. QEMU v10.1.0 hw/virtio/virtio-mem.c virtio_mem_device_realize().
@@ -356,6 +400,15 @@ class _Writer:
             path, slash, _ = covered.block.idstr.rpartition(b"/")
             if slash and path + b"/virtio-mem" in evidence.idstrs and covered.sent.count():
                 yield left_out(covered.block)
+
+
+def _read(written: Sequence[_Written], gpa: int, length: int) -> bytes:
+    for part in written:
+        if part.gpa <= gpa and gpa + length <= part.gpa + part.length:
+            buffer = bytearray(length)
+            part.read_into(gpa - part.gpa, memoryview(buffer))
+            return bytes(buffer)
+    raise AddressError(gpa, f"no RAM at address {gpa:#x}")
 
 
 def moves(old: PhysicalMap | Plan, new: PhysicalMap | Plan) -> Iterator[tuple[int, int, int]]:
@@ -442,7 +495,7 @@ def extract(
         writer = _Writer(options, stack, summary, peeked, source, channels, stated, compression)
         try:
             consumers: list[Consumer] = [summary, evidence, writer]
-            if options.format in ("elf", "kdump"):
+            if options.format in _WITH_NOTES:
                 consumers.append(devices)
             run(source, decoder, consumers, progress, container, channels)
         except (TruncatedError, FormatError, IntegrityError) as error:
@@ -460,17 +513,17 @@ def extract(
             writer.open(summary.blocks, decoder.page_size or DEFAULT_PAGE_SIZE)
         writer.drop_unsent()
         machine = summary.configuration.name if summary.configuration else None
-        notes = cpu_notes(devices.tree)
-        writer.settle(evidence.evidence(machine), notes)
+        writer.settle(evidence.evidence(machine), devices.tree)
         kdump = None
         if options.format == "kdump" and writer.map is not None:
             kdump = kdump_plan(
                 writer.map,
-                notes,
+                writer.notes,
                 page_size=decoder.page_size or DEFAULT_PAGE_SIZE,
                 cpus=max(1, len([*devices.tree.find("cpu_common[*]")])),
                 compression=compression,
                 complete=summary.complete,
+                utsname=writer.utsname,
             )
         outputs = []
         for i, image in list(writer.files.items()):

@@ -153,6 +153,11 @@ class SparseFile:
                 self.read_into(at, data)
             yield count, data
 
+    def has_data(self, offset: int, length: int) -> bool:
+        """Whether a stretch is no hole."""
+        with _named(self.path):
+            return any(_extents(self._fd, offset, offset + length))
+
     def write_sparse(self, offset: int, data: memoryview, *, over: bool) -> None:
         """Write contiguous bytes, a multiple of 4096; blocks of zeros are left out.
 
