@@ -33,6 +33,7 @@ MAY_IMPORT = {
         "vmstream.wire",
         "vmstream.version",
     ),
+    "tools": ("vmstream.guest", "vmstream.ops", "vmstream.transport"),
     "container": ("vmstream.transport", "vmstream.wire"),
     "guest": ("vmstream.stream.events", "vmstream.wire"),
     "stream": ("vmstream.wire",),
@@ -51,6 +52,7 @@ LIBRARIES = {
     "zstandard": ("container/", "guest/multifd.py", "transport/compress.py"),
     "lz4": ("container/",),
     "lzallright": ("container/",),
+    "drgn": ("tools/drgn.py",),
     "numpy": ("guest/", "ops/", "report/", "stream/", "transport/", "wire/"),
 }
 

@@ -23,7 +23,7 @@ from vmstream.guest.notes import Note
 Reader = Callable[[int, int], bytes]
 
 NAME = "VMCOREINFO"
-_OSRELEASE = b"OSRELEASE="
+OSRELEASE = b"OSRELEASE="
 
 # QEMU v10.1.0 dump/dump.c MAX_GUEST_NOTE_SIZE, and include/standard-headers/linux/qemu_fw_cfg.h.
 _MOST_NOTE = 1 << 20
@@ -98,7 +98,7 @@ class VMCoreInfo:
     @property
     def fields(self) -> dict[str, str]:
         """The lines of the text, by what is left of '='; of two alike the last."""
-        found = _LINE.findall(self.note.desc) if self.note.desc.startswith(_OSRELEASE) else ()
+        found = _LINE.findall(self.note.desc) if self.note.desc.startswith(OSRELEASE) else ()
         return {name.decode(): value.decode() for name, value in found}
 
     @property
@@ -122,11 +122,11 @@ class Found:
     reasons: tuple[str, ...] = ()
 
 
-def find(tree: DeviceTree, read: Reader, stretches: Sequence[Stretch]) -> Found:
+def find(tree: DeviceTree | None, read: Reader, stretches: Sequence[Stretch]) -> Found:
     """Find the note of the guest's kernel: by the device's state, else by searching memory.
 
     Args:
-        tree: The devices.
+        tree: The devices; `None` if they were not read.
         read: Reads guest-physical memory.
         stretches: All of RAM.
     """
@@ -137,11 +137,13 @@ def find(tree: DeviceTree, read: Reader, stretches: Sequence[Stretch]) -> Found:
     return replace(picked, reasons=(why, *picked.reasons))
 
 
-def of_device(tree: DeviceTree, read: Reader) -> tuple[VMCoreInfo | None, str]:
+def of_device(tree: DeviceTree | None, read: Reader) -> tuple[VMCoreInfo | None, str]:
     """Return the note that the state of QEMU's device points to, and a sentence of how.
 
     QEMU v10.1.0 hw/misc/vmcoreinfo.c vmstate_vmcoreinfo, dump/dump.c dump_init().
     """
+    if tree is None:
+        return None, "the device state was not read"
     device = next(iter(tree.find("vmcoreinfo")), None)
     if device is None:
         return None, "the machine has no vmcoreinfo device"
@@ -168,7 +170,7 @@ def of_device(tree: DeviceTree, read: Reader) -> tuple[VMCoreInfo | None, str]:
 
 def scan(stretches: Sequence[Stretch]) -> Iterator[VMCoreInfo]:
     """Yield each text in memory that looks like one of a kernel, by address."""
-    for number, _, at in occurrences(stretches, (_OSRELEASE,)):
+    for number, _, at in occurrences(stretches, (OSRELEASE,)):
         found = candidate(stretches, number, at)
         if found is not None:
             yield found
