@@ -56,7 +56,7 @@ LIBRARIES = {
     "construct": ("wire/",),
     "click": ("cli/",),
     "rich": ("report/render.py", "report/devices.py", "cli/"),
-    "zstandard": ("container/", "guest/multifd.py"),
+    "zstandard": ("container/", "guest/multifd.py", "transport/compress.py"),
     "lz4": ("container/",),
     "lzallright": ("container/",),
     "volatility3": ("integrations/volatility3.py",),

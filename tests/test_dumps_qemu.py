@@ -12,6 +12,7 @@ from elftools.elf.elffile import ELFFile
 
 from tests.commandline import vmstream
 from tests.dumps import DumpRange, elf_ranges, lime_ranges, read_range
+from tests.kdumps import Kdump
 from tests.qemu import Guest, Qemu, check_range, has_machine
 from tests.truth import block_sums
 from vmstream.guest.physical import Evidence, physical_map
@@ -128,6 +129,7 @@ def test_dump_guest_memory(name: str, tmp_path: Path) -> None:
             vm.wait_serial(machine.says)
         vm.stop()
         vm.qmp("dump-guest-memory", paging=False, protocol="file:guest.elf")
+        vm.qmp("dump-guest-memory", paging=False, protocol="file:guest.kdump", format="kdump-zlib")
         vm.migrate("exec:cat>guest.out")
         theirs, stream = vm.path("guest.elf"), vm.path("guest.out")
         elf, lime = tmp_path / "elf", tmp_path / "lime"
@@ -158,6 +160,34 @@ def test_dump_guest_memory(name: str, tmp_path: Path) -> None:
         assert whole - 512 * KIB < compared <= whole
         if not guest:
             assert read_range(elf, around(ours, at), at, len(PATTERN)) == PATTERN
+        check_kdump(machine, vm.path("guest.kdump"), stream, elf, tmp_path / "kdump")
+
+
+def check_kdump(machine: Machine, theirs_is: Path, stream: Path, elf: Path, path: Path) -> None:
+    """Ours says what QEMU's says, but of firmware, and has the bytes of the ELF core."""
+    extracted(stream, path, "--format", "kdump")
+    ours, theirs = Kdump(path), Kdump(theirs_is)
+    assert ours.order == theirs.order == ("<" if machine.little else ">")
+    differ = {"machine"}  # which QEMU does not know of most
+    if machine.others:
+        differ |= {"max_mapnr", "max_mapnr_64", "bitmap_blocks"}
+    if machine.number == machine.ours:
+        assert theirs.notes.startswith(ours.notes)
+    if ours.notes != theirs.notes:
+        differ |= {"size_note", "offset_note", "sub_hdr_size"}
+    assert {k: v for k, v in ours.header.items() if k not in differ} == {
+        k: v for k, v in theirs.header.items() if k not in differ
+    }
+    assert ours.header["machine"] == machine.arch
+    assert ours.header["max_mapnr_64"] * ours.header["block_size"] == sum(machine.ranges[-1])
+    ranges, whole = elf_ranges(elf), 0
+    for gpa, data in ours.stretches():
+        assert read_range(elf, around(ranges, gpa), gpa, len(data)) == data, hex(gpa)
+        whole += len(data)
+    assert whole == sum(length for _, length in machine.ranges)
+    # As many that shrink, but for the firmware's.
+    if not machine.others:
+        assert dict(ours.pages()) == dict(theirs.pages())
 
 
 def around(ranges: list[DumpRange], gpa: int) -> DumpRange:

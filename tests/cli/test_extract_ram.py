@@ -67,7 +67,16 @@ def test_json(plain: Path, tmp_path: Path) -> None:
     found = run.json()
     assert found["schema"] == "vmstream.extract-ram/1"
     assert found["outputs"] == [
-        {"path": "ram.raw", "size": 1 << 24, "idstr": None, "sha256": None, "format": "raw"}
+        {
+            "path": "ram.raw",
+            "size": 1 << 24,
+            "idstr": None,
+            "sha256": None,
+            "format": "raw",
+            "compression": None,
+            "content_size": None,
+            "content_sha256": None,
+        }
     ]
     assert found["layout"]["decided_by"] == "cmos"
     assert found["layout"]["source"] == "inferred"

@@ -14,7 +14,7 @@ from dataclasses import dataclass, replace
 from vmstream.guest.notes import Architecture, Note
 from vmstream.guest.physical import PhysicalMap, Region
 
-FORMATS = ("raw", "lime", "elf")
+FORMATS = ("raw", "lime", "elf", "kdump")
 
 # Magic, version, first and last address, 8 reserved bytes. Whatever the guest's byte order, all
 # readers take little-endian. LiME src/lime.h lime_mem_range_header.
@@ -68,7 +68,7 @@ class Plan:
     """What a file of a map is made of; numbers in bytes.
 
     Attributes:
-        format: 'raw', 'lime' or 'elf'.
+        format: One of FORMATS; a kdump file is made of a raw image (guest/kdump.py).
         regions: Those of the map, with the offset in the file for the address.
         heads: (offset, content) of all that is not RAM.
         size: Of the file.
@@ -94,7 +94,7 @@ def plan(
         notes: For an ELF core, in this order.
         architecture: For an ELF core, as the CPUs tell; that of the machine if `None`.
     """
-    if form == "raw":
+    if form in ("raw", "kdump"):
         return Plan(form, layout.regions, (), layout.size)
     if form == "lime":
         return _lime(layout)

@@ -274,6 +274,11 @@ def _parse(data: bytes) -> Note | None:
 
 
 def _confirm(found: VMCoreInfo, read: Reader) -> VMCoreInfo:
+    return replace(found, confirmed=True) if utsname(found, read) else found
+
+
+def utsname(found: VMCoreInfo, read: Reader) -> bytes:
+    """Return the kernel's own `struct new_utsname`, 390 bytes, if it is where the text says."""
     fields = found.fields
     release = fields.get("OSRELEASE", "").encode()
     for gpa in physical(fields, "init_uts_ns"):
@@ -283,8 +288,8 @@ def _confirm(found: VMCoreInfo, read: Reader) -> VMCoreInfo:
             continue
         there = uts[_UTS_RELEASE * _UTS_FIELD :][:_UTS_FIELD].split(b"\0")[0]
         if uts.startswith(b"Linux\0") and release and there == release:
-            return replace(found, confirmed=True)
-    return found
+            return uts
+    return b""
 
 
 def physical(fields: dict[str, str], symbol: str) -> Iterator[int]:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import contextlib
+import secrets
+import tempfile
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
@@ -25,6 +27,7 @@ from vmstream.errors import (
 )
 from vmstream.guest.devices import DeviceTree
 from vmstream.guest.imagefile import Plan, plan
+from vmstream.guest.kdump import kdump_plan
 from vmstream.guest.memory import Placement, RAMImage
 from vmstream.guest.multifd import PayloadReader
 from vmstream.guest.notes import Architecture, Note, architecture, cpu_notes
@@ -40,9 +43,10 @@ from vmstream.guest.plugged import left_out
 from vmstream.guest.rom import with_rom
 from vmstream.guest.srat import MOST_TABLES, TABLES
 from vmstream.guest.userlayout import Entry, parse_layout, user_map
-from vmstream.guest.vmcoreinfo import Found, find
+from vmstream.guest.vmcoreinfo import Found, find, utsname
 from vmstream.ops.channels import Channels
 from vmstream.ops.devices import Devices
+from vmstream.ops.encode import STANDARD_OUTPUT, compression_of, encode
 from vmstream.ops.inspect import Summary, block_report, layer_reports
 from vmstream.ops.pipeline import Consumer, Progress, run
 from vmstream.ops.quick import quick_events
@@ -63,8 +67,10 @@ from vmstream.stream.events import (
     VMDescription,
     fault,
 )
+from vmstream.transport.compress import SUFFIXES
 from vmstream.transport.sink import (
     OutputFile,
+    StandardOutput,
     check_free,
     check_parent,
     output_directory,
@@ -78,6 +84,7 @@ from vmstream.wire.vmsd import top_fields
 
 _RTC = b"mc146818rtc"
 _CMOS_SIZE = 128
+_WITH_NOTES = ("elf", "kdump")
 
 # Host bridges of PCs; their state starts with a version of 4 bytes, then PCI configuration. QEMU
 # v7.2.0 hw/pci/pci.c vmstate_pci_device.
@@ -100,7 +107,7 @@ class ExtractOptions:
     """What to write.
 
     Attributes:
-        output: File for the image, or for the one block.
+        output: File for the image, or for the one block; `STANDARD_OUTPUT`.
         block: Name of the one block to write.
         all_blocks: Directory for every block.
         below_4g: Size of RAM below 4 GiB, bytes, if the user states it.
@@ -111,9 +118,12 @@ class ExtractOptions:
         arguments: The command line, for the manifest.
         shared_blocks: Names of blocks whose memory is in a file (x-ignore-shared), and the files.
         max_ram: RAM in bytes that a block list may state; MAX_RAM if `None`.
-        format: Of the guest-physical image: 'raw', 'lime' or 'elf'.
+        format: Of the guest-physical image: 'raw', 'lime', 'elf' or 'kdump'.
         layout: File with the guest-physical map, if the user states it.
         rom: ROM and flash are in the guest-physical image, too.
+        compress: One of COMPRESSIONS; by the suffix of `output` if `None`.
+        spool: Directory for what goes to standard output, until it is whole; that of the system
+            for temporary files if `None`.
     """
 
     output: Path | None = None
@@ -130,6 +140,8 @@ class ExtractOptions:
     format: str = "raw"
     layout: Path | None = None
     rom: bool = False
+    compress: str | None = None
+    spool: Path | None = None
 
 
 class MapEvidence:
@@ -263,8 +275,10 @@ class _Writer:
         source: Source,
         channels: Channels | None,
         stated: tuple[Entry, ...] | None,
+        compression: str | None,
     ) -> None:
         self._options = options
+        self._compression = compression
         self.stated = stated
         self._page_size = DEFAULT_PAGE_SIZE
         self._channels = channels
@@ -279,6 +293,8 @@ class _Writer:
         self.plan: Plan | None = None
         self._tables: _Tables | None = None
         self.vmcoreinfo: Found | None = None
+        self.notes: list[Note] = []
+        self.utsname = b""
 
     def on(self, event: Event) -> None:
         if isinstance(event, ChannelEvent):
@@ -326,7 +342,8 @@ class _Writer:
             check_free(options.all_blocks / "manifest.json", force=options.force)
             if options.manifest is not None:
                 _check_apart(options.all_blocks / "manifest.json", options.manifest)
-            names = safe_names((b.idstr for b in blocks), ".raw")
+            suffix = ".raw" + SUFFIXES.get(self._compression or "", "")
+            names = safe_names((b.idstr for b in blocks), suffix)
             for i, name in enumerate(names):
                 out = self._file(i, options.all_blocks / name, blocks[i].used_length)
                 placements.append(Placement(i, 0, blocks[i].used_length, out, 0))
@@ -368,6 +385,9 @@ class _Writer:
     def _file(self, key: int | None, path: Path, size: int) -> OutputFile:
         if self._options.manifest is not None:
             _check_apart(path, self._options.manifest)
+        if path == STANDARD_OUTPUT:
+            directory = self._options.spool or Path(tempfile.gettempdir())
+            path = directory / f"vmstream-{secrets.token_hex(8)}"
         check_free(path, force=self._options.force, keep=self._source.identity)
         out = self._stack.enter_context(OutputFile(path, force=self._options.force))
         out.resize(size)
@@ -428,7 +448,7 @@ class _Writer:
                     self.files.pop(i).abort()
 
     def settle(self, evidence: Evidence, tree: DeviceTree) -> None:
-        """Bring the image into the layout that the whole stream tells; an ELF core gets notes."""
+        """Bring the image into the layout that the whole stream tells; find what notes have."""
         if self.plan is None:
             return
         if self._tables is not None:
@@ -436,17 +456,19 @@ class _Writer:
         final, cpus = self._map(evidence), architecture(tree)
         final = replace(final, doubts=final.doubts + tuple(self._left_out(evidence, final)))
         made = self._lay_out(self.plan, final, (), cpus)
-        if self._options.format == "elf":
+        if self._options.format in _WITH_NOTES:
             # By addresses, which are known now.
             written = [
                 _Written(r.gpa, r.length, self.files[None], placed.gpa)
                 for r, placed in zip(final.regions, made.regions, strict=True)
             ]
-            self.vmcoreinfo = find(tree, partial(_read, written), written)
-            notes = cpu_notes(tree)
+            read = partial(_read, written)
+            self.vmcoreinfo = find(tree, read, written)
+            self.notes = cpu_notes(tree)
             if self.vmcoreinfo.best is not None:
-                notes.append(self.vmcoreinfo.best.note)
-            made = self._lay_out(made, final, notes, cpus)
+                self.notes.append(self.vmcoreinfo.best.note)
+                self.utsname = utsname(self.vmcoreinfo.best, read)
+            made = self._lay_out(made, final, self.notes, cpus)
         for offset, head in made.heads:
             self.files[None].write(offset, head)
         self.map, self.plan = final, made
@@ -550,8 +572,11 @@ def extract(
         OutputError: An output's name is taken, or the stream does not tell the layout.
         OSError: With the path.
     """
+    to_pipe = options.output == STANDARD_OUTPUT
+    compression = compression_of(options.format, options.output, options.compress)
+    standard = StandardOutput(digest=options.manifest is not None) if to_pipe else None
     for path in (options.output, options.manifest):
-        if path is not None:
+        if path is not None and path != STANDARD_OUTPUT:
             check_free(path, force=options.force, keep=source.identity)
             if options.all_blocks is None or path.parent.resolve() != options.all_blocks.resolve():
                 check_parent(path)
@@ -573,10 +598,10 @@ def extract(
         if digest is not None:
             # Whoever closes the inner source does not wait for the thread.
             stack.callback(digest.finish)
-        writer = _Writer(options, stack, summary, peeked, source, channels, stated)
+        writer = _Writer(options, stack, summary, peeked, source, channels, stated, compression)
         try:
             consumers: list[Consumer] = [summary, evidence, writer]
-            if options.format == "elf":
+            if options.format in _WITH_NOTES:
                 consumers.append(devices)
             run(source, decoder, consumers, progress, container, channels)
         except (TruncatedError, FormatError, IntegrityError) as error:
@@ -595,16 +620,47 @@ def extract(
         writer.drop_unsent()
         machine = summary.configuration.name if summary.configuration else None
         writer.settle(evidence.evidence(machine), devices.tree)
-        outputs = [
-            models.OutputReport(
-                str(out.path),
-                summary.blocks[i].used_length if i is not None else _size(writer),
-                None if i is None else models.readable(summary.blocks[i].idstr),
-                out.sha256() if options.manifest is not None else None,
-                "raw" if writer.plan is None else writer.plan.format,
+        kdump = None
+        if options.format == "kdump" and writer.map is not None:
+            kdump = kdump_plan(
+                writer.map,
+                writer.notes,
+                architecture(devices.tree),
+                page_size=decoder.page_size or DEFAULT_PAGE_SIZE,
+                cpus=max(1, len([*devices.tree.find("cpu_common[*]")])),
+                compression=compression,
+                complete=summary.complete,
+                utsname=writer.utsname,
             )
-            for i, out in writer.files.items()
-        ]
+        outputs = []
+        for i, image in list(writer.files.items()):
+            block = None if i is None else summary.blocks[i]
+            made = models.OutputReport(
+                "-" if to_pipe else str(image.path),
+                image.size,
+                None if block is None else models.readable(block.idstr),
+                image.sha256() if options.manifest is not None else None,
+                options.format if block is None else "raw",
+            )
+            if standard is not None or compression is not None or kdump is not None:
+                target = standard or stack.enter_context(
+                    OutputFile(image.path, force=options.force)
+                )
+                encode(image, target, compression, kdump, progress)
+                image.abort()
+                made = replace(
+                    made,
+                    size=target.size,
+                    sha256=target.sha256() if options.manifest is not None else None,
+                    compression=compression,
+                    content_size=made.size,
+                    content_sha256=made.sha256,
+                )
+                if isinstance(target, OutputFile):
+                    writer.files[i] = target
+                else:
+                    del writer.files[i]
+            outputs.append(made)
         hashed = digest.hexdigest() if digest is not None else None
         if options.manifest is not None and hashed is None:
             hashed = whole_digest(outermost)
@@ -689,10 +745,6 @@ def _is_ram(summary: Summary, block: RAMBlock) -> bool:
     return any(summary.blocks[i] == block for i in ram_blocks(summary.blocks))
 
 
-def _size(writer: _Writer) -> int:
-    return writer.plan.size if writer.plan else 0
-
-
 def _blocks_manifest(
     report: models.ExtractReport, summary: Summary, writer: _Writer
 ) -> models.BlocksManifest:
@@ -730,7 +782,7 @@ def _layout_report(summary: Summary, writer: _Writer) -> models.LayoutReport | N
                 models.readable(summary.blocks[r.block].idstr),
                 r.block_offset,
                 r.source,
-                placed.gpa,
+                None if made.format == "kdump" else placed.gpa,
             )
             for r, placed in zip(layout.regions, made.regions, strict=True)
         ],

@@ -565,8 +565,8 @@ class RegionReport:
     Attributes:
         source: Where the address comes from: 'user' (--layout, --below-4g), 'cmos' (device state
             of the RTC) or 'machine rule'.
-        file_offset: Where its bytes stand in the file that was written; in a raw image the
-            address.
+        file_offset: Where its bytes stand in the file that was written, before it is compressed;
+            in a raw image the address. `None` in a kdump file.
     """
 
     gpa: int
@@ -622,8 +622,13 @@ class OutputReport:
     """A file that was written; `sha256` with --manifest.
 
     Attributes:
+        path: File, or '-' for standard output.
         size: Of the file, bytes.
-        format: 'raw', 'lime' or 'elf'.
+        format: 'raw', 'lime', 'elf' or 'kdump'.
+        compression: 'gzip' or 'zstd' of the whole file, 'zlib' or 'zstd' of the pages of a kdump
+            file; `None` without.
+        content_size: Of what was compressed, bytes; of a kdump file, the guest-physical image.
+        content_sha256: Of the same, with --manifest.
     """
 
     path: str
@@ -631,6 +636,9 @@ class OutputReport:
     idstr: str | None
     sha256: str | None = None
     format: str = "raw"
+    compression: str | None = None
+    content_size: int | None = None
+    content_sha256: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
