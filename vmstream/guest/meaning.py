@@ -21,7 +21,7 @@ _BINARY, _HOURS_24, _PM = 0x04, 0x02, 0x80
 def meaning(node: Node) -> str | None:
     """Return what a value stands for, if that is known."""
     find = _OF_TYPE.get(node.type) or _OF_NAME.get(node.name)
-    return find(node) if find is not None else None
+    return find(node) if find is not None else node.said
 
 
 def _timer(node: Node) -> str | None:
