@@ -24,7 +24,9 @@ _BIG_ENDIAN = 2  # VIRTIO_DEVICE_ENDIAN_BIG
 _VERSION_1 = 32
 
 _VENDOR, _MODERN = 0x1AF4, 0x1040
-_PCI_SUBSYSTEM, _PCI_CAPABILITIES, _CAP_MSIX = 0x2E, 0x34, 0x11
+_PCI_SUBSYSTEM, _PCI_CAPABILITIES = 0x2E, 0x34
+_CAP_EXPRESS, _CAP_MSIX = 0x10, 0x11
+_PCI_CONFIG, _PCIE_CONFIG = 256, 4096
 
 # VIRTIO 1.2, section 5: (name, bytes) of the configuration of each device, as far as is told here.
 _CONFIGS: dict[str, tuple[tuple[str, int], ...]] = {
@@ -140,7 +142,7 @@ def describe(body: memoryview, name: str) -> Mapping[str, Any] | None:
         A description of as many bytes as there are, or `None` if they are not as is known here.
         Fields can have the key `MEANING`.
     """
-    for transport in (_pci, _pcie, _mmio):
+    for transport in (_pci, _mmio):
         reader = _Reader(body)
         try:
             found = transport(reader)
@@ -150,9 +152,14 @@ def describe(body: memoryview, name: str) -> Mapping[str, Any] | None:
     return None
 
 
-def _pci(reader: _Reader, size: int = 256) -> _Found:
+def _pci(reader: _Reader) -> _Found:
     # QEMU v10.1.0 hw/pci/pci.c vmstate_pci_device, hw/pci/msix.c msix_save().
     reader.number("version_id", 4, signed=True)
+    head = bytes(reader.body[reader.at : reader.at + _PCI_CONFIG])
+    if len(head) < _PCI_CONFIG:
+        raise _Misfit
+    express = any(_capabilities(head, _CAP_EXPRESS))
+    size = _PCIE_CONFIG if express else _PCI_CONFIG
     config = bytes(reader.take("config", "pci config", size))
 
     def number(at: int, bytes_: int = 2) -> int:
@@ -172,10 +179,6 @@ def _pci(reader: _Reader, size: int = 256) -> _Found:
     number_of = device - _MODERN if device >= _MODERN else number(_PCI_SUBSYSTEM)
     kind = DEVICE_TYPES.get(number_of, "")
     return _Found("pci", reader.fields, kind, vectors is not None, align=False)
-
-
-def _pcie(reader: _Reader) -> _Found:
-    return _pci(reader, 4096)
 
 
 def _mmio(reader: _Reader) -> _Found:
