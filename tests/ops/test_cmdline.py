@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
@@ -32,7 +33,8 @@ MACHINES: dict[str, tuple[str, list[str], list[str]]] = {
     "dimm": ("x86_64", ["-M", "pc", "-m", "32M,slots=2,maxmem=2G",
         "-object", "memory-backend-ram,id=m1,size=128M", "-device", "pc-dimm,memdev=m1"], []),
     "q35": ("x86_64", ["-M", "q35", "-m", "32M", *DISK,
-        "-device", "pcie-root-port,id=rp,chassis=3,addr=4", "-device", "virtio-scsi-pci,bus=rp,id=s",
+        "-device", "pcie-root-port,id=rp,chassis=3,addr=4",
+        "-device", "virtio-scsi-pci,bus=rp,id=s",
         "-device", "scsi-hd,drive=d,bus=s.0,lun=2", "-device", "qemu-xhci,id=x,addr=7",
         "-device", "usb-tablet,bus=x.0", "-device", "usb-kbd,bus=x.0",
         "-device", "virtio-keyboard-pci", "-device", "virtio-gpu-pci"], []),
@@ -79,7 +81,7 @@ def test_qemu_loads_it(name: str) -> None:
 
 
 def wanted(words: Sequence[str], option: str) -> list[str]:
-    return [b for a, b in zip(words, words[1:], strict=False) if a == option]
+    return [b for a, b in pairwise(words) if a == option]
 
 
 def test_what_fixtures_say() -> None:

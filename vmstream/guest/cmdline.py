@@ -269,8 +269,8 @@ class _Builder:
         dimms = [i for i in self.plugged if not self.counts_of("virtio-mem")]
         if self.plugged:
             most = size + sum(_gib_up(blocks[i].used_length) for i in self.plugged)
-            value += f",slots={max(len(dimms), 1)},maxmem={_size(_gib_up(most))}"
-            self.line.not_stated.append("slots and maxmem of -m; the least that fits is used")
+            value += f",slots={self._slots() or max(len(dimms), 1)},maxmem={_size(_gib_up(most))}"
+            self.line.not_stated.append("maxmem of -m; the least that fits is used")
         source = "inferred" if self.plugged or len(ram) > 1 else "wire"
         self.line.add("-m", value, source, "sizes of " + self._listed(boot))
         named = [i for i in boot if not _DEFAULT_RAM.fullmatch(blocks[i].idstr)]
@@ -286,7 +286,16 @@ class _Builder:
         for i in dimms:
             self._backend(i)
             self.line.add("-device", f"pc-dimm,memdev={escaped(self._backend_id(i))}", "inferred",
-                          "a block of memory that is not the machine's RAM; an nvdimm looks alike")  # fmt: skip
+                          "a block beside the machine's RAM; an nvdimm looks alike")  # fmt: skip
+
+    # QEMU v10.1.0 hw/acpi/memory_hotplug.c vmstate_memory_hotplug: an entry for each slot.
+    def _slots(self) -> int:
+        for device in self.devices:
+            if device.name.partition("[")[0].endswith(("_pm", "/ICH9LPC", "acpi-ged")):
+                for node in device.walk():
+                    if node.name == "devs":
+                        return len(node.children)
+        return 0
 
     def counts_of(self, name: str) -> int:
         return sum(1 for n in self.names if n == name or n.endswith("/" + name))

@@ -217,7 +217,8 @@ def _device(reader: _Reader, found: _Found, name: str) -> Vmsd:
     config_field, size = len(reader.fields) + 1, reader.number("config_len", 4)
     config = reader.take("config", "buffer", size)
     count = reader.number("queues", 4)
-    if count > MAX_QUEUES:
+    # Without queues nothing but an identity tells a device from any bytes.
+    if count > MAX_QUEUES or (not count and found.transport == "mmio"):
         raise _Misfit
     queue = [("vring.num", "uint32", 4), ("vring.align", "uint32", 4), ("vring.desc", "uint64", 8),
              ("last_avail_idx", "uint16", 2), ("vector", "uint16", 2)]  # fmt: skip

@@ -132,8 +132,7 @@ def _quoted(word: str) -> str:
 
 def told(report: models.CmdlineReport) -> Iterator[str]:
     """Yield what is to be known beside the command, a line each."""
-    for note in report.notes:
-        yield note
+    yield from report.notes
     for name in report.unknown:
         yield f"unknown section: {name}"
     for what in report.not_stated:
