@@ -20,6 +20,7 @@ Vmsd = dict[str, Any]
 
 MAX_QUEUES = 1024  # VIRTIO_QUEUE_MAX
 _MAX_RING = 1 << 15
+_MAX_FRAMES = 64  # a guest can write what looks like one
 _BIG_ENDIAN = 2  # VIRTIO_DEVICE_ENDIAN_BIG
 _VERSION_1 = 32
 
@@ -259,23 +260,18 @@ def _subsections(
     body: memoryview, start: int, queues: int, kind: str
 ) -> tuple[int, list[Vmsd], dict[str, int]]:
     frames = [m.start() for m in _FRAME.finditer(body, start) if m[1][0] == len(m[2])]
-    for unknown in (False, True):
-        for first in frames:
-            try:
-                at, found, stated = first, [], {}
-                while at < len(body):
-                    sub, number = _subsection(body, at, frames if unknown else [], queues, kind)
-                    found.append(sub)
-                    stated[sub["vmsd_name"]] = number
-                    at += _size(sub)
-            except _Misfit:
-                continue
-            return first, found, stated
+    for first in frames[:_MAX_FRAMES]:
+        at, found, stated = first, [], {}
+        try:
+            while at < len(body):
+                sub, number = _subsection(body, at, frames, queues, kind)
+                found.append(sub)
+                stated[sub["vmsd_name"]] = number
+                at += SUBSECTION_FRAME + len(sub["vmsd_name"]) + body_size(sub)
+        except _Misfit:
+            continue
+        return first, found, stated
     return len(body), [], {}
-
-
-def _size(sub: Vmsd) -> int:
-    return SUBSECTION_FRAME + len(sub["vmsd_name"]) + body_size(sub)
 
 
 def _subsection(
@@ -304,7 +300,7 @@ def _subsection(
     elif name == "virtio/extra_state" and _FRAME.match(body, reader.at):
         made["subsections"] = [_subsection(body, reader.at, (), queues, kind)[0]]
     else:
-        end = next((f for f in frames if f > at), len(body)) if frames else -1
+        end = next((f for f in frames if f >= reader.at), len(body))
         reader.take("unknown", "buffer", end - reader.at)
     made["fields"] = reader.fields
     return made, value
