@@ -208,7 +208,7 @@ def test_inline_structs_and_lists() -> None:
         ("l[0]", "struct"),
         ("l[1].marker", "ptr-marker"),
         ("l[1]", "struct"),
-        ("raw@0x4", "raw"),
+        ("l.end", "ptr-marker"),
     ]
     assert [n.children[0].value for n in items.children if n.type == "struct"] == [10, 11]
 
