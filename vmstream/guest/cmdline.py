@@ -46,7 +46,9 @@ _BOARD = {
     "pseries": re.compile(
         r"ics|xive-source|spapr\S*|.*/spapr_nvram|.*/spapr_vty|vty@\S+|nvram@\S+"
     ),
-    "s390-ccw-virtio": re.compile(r"s390\S*|qemu-s390\S*|css|.*flic.*|todclock\S*"),
+    "s390-ccw-virtio": re.compile(
+        r"ipl|sclp\S*|vmstate-event-facility|s390\S*|qemu-s390\S*|css|.*flic.*|todclock\S*"
+    ),
 }
 
 # The device of a section on PCI, where it is not the name of the section.
@@ -365,7 +367,7 @@ class _Builder:
                 kind, ([f"bus={bus}"] if bus else []) + self._properties(node, kind, ""), name
             )
             return True
-        isa = {"isa-debug-exit": "isa-debug-exit", "vmgenid": "vmgenid", "vmcoreinfo": "vmcoreinfo",
+        isa = {"isa-debug-exit": "isa-debug-exit", "hda-audio": "hda-duplex", "vmgenid": "vmgenid", "vmcoreinfo": "vmcoreinfo",
                "ib700_wdt": "ib700", "sb16": "sb16", "adlib": "adlib", "tpm-tis": "tpm-tis",
                "pvpanic": "pvpanic", "isa-cirrus-vga": "isa-cirrus-vga"}.get(name)  # fmt: skip
         if isa is not None:
