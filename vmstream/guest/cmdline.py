@@ -84,6 +84,7 @@ _CHASSIS = frozenset({"pcie-root-port", "ioh3420", "pci-bridge", "xio3130-downst
 _NICS = frozenset({"virtio-net-pci", "virtio-net-device", "e1000", "e1000e", "igb", "rtl8139",
                    "pcnet", "vmxnet3"})  # fmt: skip
 _DISKS = frozenset({"virtio-blk-pci", "virtio-blk-device", "nvme", "scsi-hd", "usb-storage"})
+_SOUND = frozenset({"hda-duplex", "ES1370", "AC97", "sb16", "adlib"})
 _USB = {"usb-ptr": "usb-tablet", "usb-kbd": "usb-kbd", "usb-hub": "usb-hub",
         "usb-storage": "usb-storage", "usb-wacom": "usb-wacom-tablet"}  # fmt: skip
 
@@ -345,7 +346,7 @@ class _Builder:
             if self.family == "q35" and name.startswith("0000:00:1d."):
                 continue
             path = _PCI_PATH.fullmatch(name)
-            below = path[1].count(":") + 8 * path[2].count("/") if path is not None else 0
+            below = path[1].count(":") + 8 * path[2].count("/") if path is not None else 99
             found.append((below, re.split(r"[:/]", name), n))
         # A bridge or a controller stands ahead of what is on it.
         for _, _, n in sorted(found):
@@ -367,11 +368,12 @@ class _Builder:
                 kind, ([f"bus={bus}"] if bus else []) + self._properties(node, kind, ""), name
             )
             return True
-        isa = {"isa-debug-exit": "isa-debug-exit", "hda-audio": "hda-duplex", "vmgenid": "vmgenid", "vmcoreinfo": "vmcoreinfo",
+        isa = {"isa-debug-exit": "isa-debug-exit",
+               "hda-audio": "hda-duplex", "vmgenid": "vmgenid", "vmcoreinfo": "vmcoreinfo",
                "ib700_wdt": "ib700", "sb16": "sb16", "adlib": "adlib", "tpm-tis": "tpm-tis",
                "pvpanic": "pvpanic", "isa-cirrus-vga": "isa-cirrus-vga"}.get(name)  # fmt: skip
         if isa is not None:
-            self._put(isa, [], name)
+            self._put(isa, self._properties(node, isa, ""), name)
         return isa is not None
 
     # virtio-mmio transports are numbered by address. QEMU v10.1.0 hw/i386/microvm.c, hw/arm/virt.c,
@@ -463,6 +465,11 @@ class _Builder:
         if kind in _DISKS:
             capacity = _value(values, "capacity") * 512
             found.append(f"drive={self._disk(node.name, capacity or _DISK_SIZE)}")
+        if kind in _SOUND:
+            ident = self._id("audio")
+            self.line.add("-audiodev", f"none,id={ident}", "inferred", f"stands for {node.name}")
+            self.line.not_stated.append(f"where sound of {node.name} goes (-audiodev {ident})")
+            found.append(f"audiodev={ident}")
         if kind == "nvme":
             found.append("serial=0")
             self.line.not_stated.append(f"the serial number of {node.name}")
