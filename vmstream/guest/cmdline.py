@@ -465,6 +465,8 @@ class _Builder:
         if kind in _DISKS:
             capacity = _value(values, "capacity") * 512
             found.append(f"drive={self._disk(node.name, capacity or _DISK_SIZE)}")
+        if kind.startswith("virtio-serial"):
+            self.line.not_stated.append(f"the ports of {node.name} (-device virtserialport,nr=...)")
         if kind in _SOUND:
             ident = self._id("audio")
             self.line.add("-audiodev", f"none,id={ident}", "inferred", f"stands for {node.name}")
