@@ -38,6 +38,7 @@ SCHEMAS: dict[str, tuple[str, tuple[str, ...]]] = {
     "snapshots.json": (models.SNAPSHOTS_SCHEMA, ("SnapshotsReport",)),
     "devices.json": (models.DEVICES_SCHEMA, ("DevicesReport",)),
     "cpus.json": (models.CPUS_SCHEMA, ("CPUsReport",)),
+    "cmdline.json": (models.CMDLINE_SCHEMA, ("CmdlineReport",)),
     "search.json": (models.SEARCH_SCHEMA, ("HitReport",)),
     "vmcoreinfo.json": (models.VMCOREINFO_SCHEMA, ("VMCoreInfoReport",)),
     "banner.json": (models.BANNER_SCHEMA, ("BannerReport",)),

@@ -27,6 +27,7 @@ COMMANDS = {
     "devices": "STREAM",
     "get": "STREAM",
     "cpus": "STREAM",
+    "cmdline": "STREAM",
     "hexdump": "STREAM",
     "search": "STREAM PATTERN",
     "vmcoreinfo": "STREAM",
