@@ -478,6 +478,15 @@ SEVERAL: dict[str, tuple[str, list[str], dict[str, str], list[str]]] = {
         ["-M", "q35", "-m", "64M", *ram(("n1", 32), ("n0", 32)), *nodes("n0", "n1")],
         {}, ["order of blocks n0, n1"],
     ),
+    # As libvirt starts it: names have the number of the node, and of the slot.
+    "named": (
+        "x86_64",
+        ["-M", "pc", *HOTPLUG, *ram(("ram-node0", 32), ("ram-node1", 32)),
+         *nodes("ram-node0", "ram-node1"),
+         *ram(("memdimm0", 128), ("memdimm1", 256), ("memdimm2", 128)),
+         *(w for n in "012" for w in ("-device", f"pc-dimm,memdev=memdimm{n},slot={n}"))],
+        {f"memdimm{n}": "machine rule" for n in "012"}, [],
+    ),
     "aarch64": (
         "aarch64",
         ["-M", "virt", "-cpu", "cortex-a57", "-m", "112M", *ram(("x", 64), ("y", 16), ("z", 32)),

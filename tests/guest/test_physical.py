@@ -365,6 +365,27 @@ def test_nodes_of_several_sizes() -> None:
     assert len(other.doubts) == 1
 
 
+@pytest.mark.parametrize("form", ["ram-node{}", "/objects/ram-node{}"])
+@pytest.mark.parametrize("stated", [cmos(2 * GIB, GIB), None])
+def test_names_that_tell_the_node(form: str, stated: bytes | None) -> None:
+    """libvirt's and Proxmox VE's, which have the number of the node; QEMU lists by size."""
+    named = [(form.format(n), size) for n, size in ((2, 2 * GIB), (10, 512 * MIB), (0, 512 * MIB))]
+    listed = blocks(*named, ("memdimm0", 512 * MIB), *FIRMWARE)
+    found = physical_map(Evidence(b"pc-q35-10.0", listed, stated))
+    assert [(r.gpa, r.block) for r in found.regions] == [
+        (0, 2), (512 * MIB, 0), (4 * GIB, 0), (4 * GIB + 512 * MIB, 1), (5 * GIB, 3),
+    ]  # fmt: skip
+    assert not found.doubts
+    assert any("by their numbers" in reason for reason in found.reasons)
+
+
+def test_names_that_the_tables_contradict() -> None:
+    listed = blocks(("ram-node0", GIB), ("ram-node1", 512 * MIB), *FIRMWARE)
+    tables = srat((0, 0, 512 * MIB, 1), (1, 512 * MIB, GIB, 1))
+    found = physical_map(Evidence(b"pc-q35-10.0", listed, cmos(1536 * MIB), tables=tables))
+    assert [(r.gpa, r.block) for r in found.regions] == [(0, 1), (512 * MIB, 0)]
+
+
 def srat(*entries: tuple[int, int, int, int]) -> bytes:
     """Tables of which one has these (node, address, length, flags): ACPI 6.5, 5.2.16.2."""
     body = b"".join(

@@ -65,6 +65,41 @@ def test_order(sizes: dict[str, int], order: list[int]) -> None:
     assert in_order(blocks(*sizes.items()), range(len(sizes))) == order
 
 
+@pytest.mark.parametrize("form", ["memdimm{}", "/objects/memdimm{}", "mem-dimm{}"])
+def test_names_that_tell_the_slot(form: str) -> None:
+    """libvirt's and Proxmox VE's, by slot; the list is of another order where one was replugged."""
+    listed = blocks(*((form.format(n), size) for n, size in ((2, GIB), (10, GIB), (0, GIB))))
+    found = place(listed, [0, 1, 2], HOLE, [], {})
+    assert len(found.doubts) == 1  # slots between are empty: what was in them?
+    listed = blocks(*((form.format(n), size) for n, size in ((2, GIB), (1, 512 * MIB), (0, GIB))))
+    found = place(listed, [0, 1, 2], HOLE, [], {})
+    assert [(p.block, p.gpa) for p in found.placed] == [
+        (2, 4 * GIB), (1, 5 * GIB), (0, 5 * GIB + 512 * MIB),
+    ]  # fmt: skip
+    assert not found.doubts
+    assert "by slot" in found.reasons[-1]
+
+
+def test_names_that_tell_an_nvdimm() -> None:
+    listed = blocks(("memdimm0", GIB), ("memnvdimm1", GIB), ("memnvdimm2", GIB))
+    tables = [nvdimm(5 * GIB, GIB), nvdimm(6 * GIB, GIB)]
+    found = place(listed, [0, 1, 2], HOLE, tables, {})
+    assert sorted((p.block, p.gpa) for p in found.placed) == [
+        (0, 4 * GIB), (1, 5 * GIB), (2, 6 * GIB),
+    ]  # fmt: skip
+    assert not found.doubts
+
+
+def test_a_dimm_behind_a_virtio_mem_device() -> None:
+    """What is not plugged of it is no room for another device."""
+    listed = blocks(("0000:00:01.0/m", 100 * UNIT), ("d", GIB))
+    body = state(4 * GIB, 100, {0, 1}, early=False)
+    found = place(listed, [1], HOLE, [], {b"0000:00:01.0": body})
+    assert [(p.gpa, p.length) for p in found.placed] == [
+        (4 * GIB, 2 * UNIT), (4 * GIB + 100 * UNIT, GIB),
+    ]  # fmt: skip
+
+
 # -- virtio-mem: QEMU v7.2.0 hw/virtio/virtio-mem.c vmstate_virtio_mem_device ----------------------
 
 UNIT = 2 * MIB

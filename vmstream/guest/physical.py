@@ -11,10 +11,10 @@ from __future__ import annotations
 import re
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from itertools import combinations, pairwise
+from itertools import accumulate, combinations, pairwise
 
 from vmstream.errors import OutputError
-from vmstream.guest.plugged import DeviceMemory, by_name, in_order, names, place, text
+from vmstream.guest.plugged import DeviceMemory, by_name, by_node, in_order, names, place, text
 from vmstream.guest.srat import MemoryAffinity, memory_affinity
 from vmstream.stream.events import RAMBlock
 
@@ -452,6 +452,16 @@ def _boot_blocks(
     for entry in affinity:
         if entry.plugged == "no":
             nodes[entry.node] = nodes.get(entry.node, 0) + entry.length
+    numbered = by_node(blocks, ram)
+    lengths = [blocks[i].used_length for i in numbered]
+    agrees = lengths == (list(nodes.values()) or lengths)
+    if numbered and agrees and (not total or _is(blocks, numbered, total)):
+        reasons.append(
+            f"blocks {names(blocks, numbered)} have the names that libvirt and Proxmox VE give to "
+            "nodes: taken by their numbers"
+        )
+        _check_order(blocks, numbered, doubts, order_told=True)
+        return numbered
     # Without backends for the nodes they are parts of one block.
     for sizes in (list(nodes.values()), [sum(nodes.values())]):
         chosen = _of_sizes(blocks, ram, sizes, doubts)
@@ -473,7 +483,7 @@ def _boot_blocks(
         reasons.append(f"the RAM that CMOS states is block {names(blocks, chosen)}")
         return chosen
     reasons.append(f"RAM is made of blocks, in this order: {names(blocks, chosen)}")
-    _check_order(blocks, chosen, doubts, sizes_told=False)
+    _check_order(blocks, chosen, doubts)
     return chosen
 
 
@@ -518,20 +528,21 @@ def _of_sizes(
 # x-ignore-shared sends where a block is in its container, which all nodes are in. QEMU v7.2.0
 # hw/core/numa.c numa_init_memdev_container().
 def _check_order(
-    blocks: tuple[RAMBlock, ...], chosen: list[int], doubts: list[str], *, sizes_told: bool
+    blocks: tuple[RAMBlock, ...],
+    chosen: list[int],
+    doubts: list[str],
+    *,
+    sizes_told: bool = False,
+    order_told: bool = False,
 ) -> None:
-    if all(blocks[i].gpa is not None for i in chosen):
-        chosen.sort(key=lambda i: blocks[i].gpa or 0)
-        at = 0
-        for i in chosen:
-            if blocks[i].gpa != at:
-                break
-            at += blocks[i].used_length
-        else:
-            return
+    stated = sorted((b.gpa, b.used_length, i) for i in chosen if (b := blocks[i]).gpa is not None)
+    ends = [0, *accumulate(length for _, length, _ in stated)]
+    if len(stated) == len(chosen) and [gpa for gpa, _, _ in stated] == ends[:-1]:
+        chosen[:] = [i for _, _, i in stated]
+        return
     lengths = [blocks[i].used_length for i in chosen]
     unsure = [i for i in chosen if lengths.count(blocks[i].used_length) > 1 or not sizes_told]
-    if len(unsure) > 1:
+    if len(unsure) > 1 and not order_told:
         doubts.append(
             f"nothing tells the order of blocks {names(blocks, unsure)}: taken as named or listed"
         )

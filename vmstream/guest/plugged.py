@@ -2,7 +2,8 @@
 
 A stream states the address of a virtio-mem device, in its state. It has none of a DIMM, which has
 no state at all: there are the tables that the guest got, which list NVDIMMs and the place where
-QEMU puts memory devices, and the rule by which it fills that place.
+QEMU puts memory devices, and the rule by which it fills that place; and names that management
+software gives by number.
 """
 
 from __future__ import annotations
@@ -31,6 +32,13 @@ _VIRTIO_MEM = struct.Struct(">QQQI")
 _SIZES = ((0, 8), (8, 24))  # (where the size is, where the bitmap is) behind it
 _SMALLEST_BLOCK = 1 << 20
 
+# Names of libvirt and Proxmox VE: the number is that of the node, or of the slot. libvirt v9.0.0
+# src/qemu/qemu_command.c qemuBuildMemoryCellBackendProps(), src/qemu/qemu_alias.c
+# qemuDeviceMemoryGetAliasID(); qemu-server PVE/QemuServer/Memory.pm.
+_NODE = re.compile(rb"(?:/objects/)?ram-node(\d{1,4})")
+_SLOT = re.compile(rb"(?:/objects/)?mem-?(?:nv)?dimm(\d{1,4})")
+_NVDIMM = re.compile(rb"(?:/objects/)?mem-?nvdimm\d+")
+
 
 @dataclass(frozen=True, slots=True)
 class Placed:
@@ -54,11 +62,20 @@ class DeviceMemory:
 
 @dataclass(slots=True)
 class Found:
-    """Places, and what there is to say of them, a sentence each."""
+    """Places, and what there is to say of them, a sentence each.
+
+    `taken` has (address, length) of what a device covers, of virtio-mem also what is not plugged.
+    """
 
     placed: list[Placed] = field(default_factory=list)
+    taken: list[tuple[int, int]] = field(default_factory=list)
     reasons: list[str] = field(default_factory=list)
     doubts: list[str] = field(default_factory=list)
+
+    def put(self, block: int, gpa: int, length: int, source: str) -> None:
+        """Place a block as a whole."""
+        self.placed.append(Placed(block, gpa, length, 0, source))
+        self.taken.append((gpa, length))
 
 
 def place(
@@ -82,9 +99,10 @@ def place(
         path, slash, _ = block.idstr.rpartition(b"/")
         if slash and path in virtio_mem:
             _place_virtio_mem(found, i, block, virtio_mem[path])
-    left = _wire(found, blocks, in_order(blocks, dimms), memory)
+    slots = _by_slot(blocks, dimms)
+    left = _wire(found, blocks, slots or in_order(blocks, dimms), memory)
     left = _nvdimms(found, blocks, left, affinity)
-    left = _first_fit(found, blocks, left, memory)
+    left = _first_fit(found, blocks, left, memory, order_told=bool(slots))
     found.doubts.extend(left_out(blocks[i]) for i in left)
     return found
 
@@ -130,6 +148,20 @@ def by_name(blocks: tuple[RAMBlock, ...], chosen: Sequence[int]) -> list[int]:
     )
 
 
+def by_node(blocks: tuple[RAMBlock, ...], chosen: Sequence[int]) -> list[int]:
+    """Return the blocks of nodes, by number, that have such names of libvirt and Proxmox VE."""
+    return [i for i in by_name(blocks, chosen) if _NODE.fullmatch(blocks[i].idstr)]
+
+
+# All blocks by slot, if their names have it and none is empty in between. Then they were most
+# likely plugged in this order. The slot of one that was unplugged is the next to be used, and so is
+# its room if the next is of its size.
+def _by_slot(blocks: tuple[RAMBlock, ...], dimms: Sequence[int]) -> list[int]:
+    found = {int(m[1]): i for i in dimms if (m := _SLOT.fullmatch(blocks[i].idstr))}
+    order = [found.get(n, -1) for n in range(len(dimms))]
+    return [] if -1 in order else order
+
+
 # -- virtio-mem ------------------------------------------------------------------------------------
 
 
@@ -142,6 +174,7 @@ def _place_virtio_mem(found: Found, index: int, block: RAMBlock, body: bytes) ->
     found.placed.extend(
         Placed(index, gpa + start, size, start, "device state") for start, size in runs
     )
+    found.taken.append((gpa, length))
     plugged = sum(size for _, size in runs)
     found.reasons.append(
         f"the state of the virtio-mem device of block {text(block)!r} has it at {gpa:#x}, "
@@ -198,7 +231,7 @@ def _wire(
         if gpa is None or not _fits(found, blocks[i], memory.base + gpa, memory.end):
             left.append(i)
             continue
-        found.placed.append(Placed(i, memory.base + gpa, blocks[i].used_length, 0, "wire"))
+        found.put(i, memory.base + gpa, blocks[i].used_length, "wire")
         found.reasons.append(
             f"the block list has block {text(blocks[i])!r} at {gpa:#x} of the place for memory "
             f"devices, which starts at {memory.base:#x} ({memory.source})"
@@ -208,7 +241,7 @@ def _wire(
 
 def _fits(found: Found, block: RAMBlock, gpa: int, end: int) -> bool:
     stop = gpa + block.used_length
-    return stop <= end and not any(p.gpa < stop and gpa < p.gpa + p.length for p in found.placed)
+    return stop <= end and not any(at < stop and gpa < at + n for at, n in found.taken)
 
 
 # The label at the end of an NVDIMM is not mapped, so a block may be larger than its entry.
@@ -223,17 +256,19 @@ def _nvdimms(
     # The entry that fits least blocks first.
     for entry in sorted(entries, key=lambda m: (-m.length, m.gpa)):
         larger = [i for i in left if blocks[i].used_length >= entry.length]
+        named = [i for i in larger if _NVDIMM.fullmatch(blocks[i].idstr)]
+        larger = named or larger
         nearest = min((blocks[i].used_length for i in larger), default=0)
         fits = [i for i in larger if blocks[i].used_length == nearest]
         if not fits:
             continue
-        if len(fits) > 1:
+        if len(fits) > 1 and not named:
             found.doubts.append(
                 f"the guest's tables have an NVDIMM of {entry.length:#x} bytes at {entry.gpa:#x}, "
                 f"and blocks of one size could be it: {names(blocks, fits)}; the first is taken"
             )
         left.remove(fits[0])
-        found.placed.append(Placed(fits[0], entry.gpa, entry.length, 0, "firmware tables"))
+        found.put(fits[0], entry.gpa, entry.length, "firmware tables")
         found.reasons.append(
             f"the guest's tables have an NVDIMM of the size of block {text(blocks[fits[0]])!r} "
             f"at {entry.gpa:#x}"
@@ -243,7 +278,12 @@ def _nvdimms(
 
 # QEMU v7.2.0 hw/mem/memory-device.c memory_device_get_free_addr(): the first place that fits.
 def _first_fit(
-    found: Found, blocks: tuple[RAMBlock, ...], dimms: list[int], memory: DeviceMemory | None
+    found: Found,
+    blocks: tuple[RAMBlock, ...],
+    dimms: list[int],
+    memory: DeviceMemory | None,
+    *,
+    order_told: bool,
 ) -> list[int]:
     if memory is None:
         return dimms
@@ -251,11 +291,11 @@ def _first_fit(
     for i in dimms:
         align = max(_ALIGNMENT, blocks[i].host_page_size or 0)
         gpa = memory.base
-        for other in sorted(found.placed, key=lambda p: p.gpa):
-            if other.gpa < gpa + blocks[i].used_length and gpa < other.gpa + other.length:
-                gpa = -(-(other.gpa + other.length) // align) * align
+        for at, length in sorted(found.taken):
+            if at < gpa + blocks[i].used_length and gpa < at + length:
+                gpa = -(-(at + length) // align) * align
         if _fits(found, blocks[i], gpa, memory.end):
-            found.placed.append(Placed(i, gpa, blocks[i].used_length, 0, "machine rule"))
+            found.put(i, gpa, blocks[i].used_length, "machine rule")
             placed.append(i)
         else:
             left.append(i)
@@ -264,7 +304,12 @@ def _first_fit(
             f"DIMMs are put where QEMU finds the first room for them from {memory.base:#x} on "
             f"({memory.source}): {names(blocks, placed)}"
         )
-    if len(placed) > 1:
+    if len(placed) > 1 and order_told:
+        found.reasons.append(
+            f"{names(blocks, placed)} are names that libvirt and Proxmox VE give to DIMMs by slot: "
+            "taken as plugged in this order"
+        )
+    elif len(placed) > 1:
         found.doubts.append(
             f"no table tells the order of the DIMMs {names(blocks, placed)}: they are taken as "
             "plugged in this order, none unplugged since and none at an address of the user's; "
