@@ -614,12 +614,32 @@ def test_machines_that_do_not_say(idstrs: list[bytes], below: int) -> None:
     check_split(found, 5 * GIB, below)
 
 
-def test_amd_guests_of_a_tebibyte() -> None:
-    """From 7.1 on upper RAM of an AMD guest that would end above 0xfd00000000 is at 1 TiB."""
-    limit = 0xFD00000000
-    at_limit = limit - HOLE_END + PC_SPLIT
-    assert not split("pc-i440fx-10.0", at_limit).doubts
-    assert "1 TiB" in split("pc-i440fx-10.0", at_limit + UNIT).doubts[0]
+@pytest.mark.parametrize(
+    ("machine", "size", "doubts"),
+    [
+        # 4 GiB, RAM above, and the PCI hole of 2 or 32 GiB, against 1012 GiB.
+        ("pc-i440fx-10.0", 1009 * GIB, 0),
+        ("pc-i440fx-10.0", 1010 * GIB, 1),
+        ("pc-q35-10.0", 978 * GIB, 0),
+        ("pc-q35-7.1", 978 * GIB + UNIT, 1),
+        ("pc-q35-7.0", 2048 * GIB, 0),
+        ("pc-q35-rhel9.2.0", 2048 * GIB, 1),
+        ("microvm", 2048 * GIB, 0),
+    ],
+)
+def test_amd_guests_of_a_tebibyte(machine: str, size: int, doubts: int) -> None:
+    """From 7.1 on their upper RAM is at 1 TiB if what is above 4 GiB would reach 0xfd00000000."""
+    found = split(machine, size)
+    assert len(found.doubts) == doubts
+    assert all("1 TiB" in doubt for doubt in found.doubts)
+
+
+@pytest.mark.parametrize("size", [1024 * GIB, 1026 * GIB, 1030 * GIB, 5000 * GIB + 4 * KIB])
+def test_cmos_states_a_size_above_4_gib_modulo_1_tib(size: int) -> None:
+    found = split("pc-q35-7.0", size, cmos(2 * GIB, size - 2 * GIB))
+    check_split(found, size, 2 * GIB)
+    assert found.decided_by == "cmos"
+    assert not found.doubts
 
 
 # -- properties ---------------------------------------------------------------------------------

@@ -22,14 +22,19 @@ _KIB, _MIB = 1 << 10, 1 << 20
 GIB = 1 << 30
 _FOUR_GIB = 4 * GIB
 _SIXTEEN_MIB = 16 << 20
+# The bytes above 4 GiB are 24 bits of this unit, so they say the size modulo 1 TiB.
 _CMOS_UNIT = 64 << 10
+_CMOS_WRAP = _CMOS_UNIT << 24
 
 # Choices of blocks that are tried: 2 to the power of this.
 _MOST_BACKENDS = 12
 
-# From here on an AMD guest of machine 7.1 or later has its upper RAM at 1 TiB, and the stream
-# does not tell the vendor. QEMU v10.1.0 hw/i386/pc.c pc_memory_init(): AMD_HT_START.
+# If RAM and the PCI hole behind it reach this far, an AMD guest of machine 7.1 or later has its
+# upper RAM at 1 TiB, and the stream does not tell the vendor. QEMU v10.1.0 hw/i386/pc.c
+# pc_memory_init(): AMD_HT_START; hw/pci-host/q35.h Q35_PCI_HOST_HOLE64_SIZE_DEFAULT, i440fx.c.
 _AMD_HT_START = 0xFD00000000
+_AMD_SINCE = (7, 1)
+_PCI_HOLE = {"q35": 32 * GIB, "pc": 2 * GIB}
 
 # Blocks that are no RAM of the machine: firmware and flash. Those with a path in front
 # ('0000:00:02.0/vga.vram', '/rom@etc/acpi/tables') belong to a device or to fw_cfg.
@@ -344,7 +349,7 @@ def _x86(
     if above and listed and listed[0] != high:
         high = listed[0]
         reasons.append(f"the guest's tables have its upper RAM at {high:#x}")
-    elif above and not listed and _FOUR_GIB + above > _AMD_HT_START:
+    elif above and not listed and _amd_may_differ(family, evidence.machine, above):
         doubts.append("a guest of this size may have its upper RAM at 1 TiB (AMD, machine 7.1+)")
     regions: list[Region] = []
     at = 0  # in the concatenation of the boot blocks
@@ -359,6 +364,12 @@ def _x86(
         at += length
     found = PhysicalMap(tuple(regions), split, decided_by, tuple(reasons), tuple(doubts), family)
     return found, boot
+
+
+def _amd_may_differ(family: str, machine: bytes | None, above: int) -> bool:
+    if family not in _PCI_HOLE or (_version(machine) or _AMD_SINCE) < _AMD_SINCE:
+        return False
+    return _FOUR_GIB + -(-above // GIB) * GIB + _PCI_HOLE[family] > _AMD_HT_START
 
 
 # The guest's tables list its RAM, too: they are made from what the machine has, at each reset.
@@ -424,12 +435,15 @@ def _cmos_sizes(cmos: bytes | None) -> tuple[int, int] | None:
 # whatever the bytes for older software say.
 def _split_of(stated: tuple[int, int], total: int) -> int | None:
     below, above = stated
-    if not above:
-        small = below <= _SIXTEEN_MIB and total <= _SIXTEEN_MIB
-        return total if small or 0 <= total - below < _CMOS_UNIT else None
-    if below and 0 <= total - below - above < _CMOS_UNIT:
-        return below
+    if not above and below <= _SIXTEEN_MIB and total <= _SIXTEEN_MIB:
+        return total
+    if below and _agrees(total, below + above):
+        return below if total - below >= _CMOS_UNIT else total
     return None
+
+
+def _agrees(total: int, stated: int) -> bool:
+    return total >= stated and (total - stated) % _CMOS_WRAP < _CMOS_UNIT
 
 
 # The blocks that make up the RAM the machine was started with, in order.
@@ -488,7 +502,7 @@ def _boot_blocks(
 
 
 def _is(blocks: tuple[RAMBlock, ...], chosen: Sequence[int], total: int) -> bool:
-    return 0 <= sum(blocks[i].used_length for i in chosen) - total < _CMOS_UNIT
+    return _agrees(sum(blocks[i].used_length for i in chosen), total)
 
 
 # Nodes of the machine are numbered, and so are the names of their backends, commonly.
@@ -574,7 +588,12 @@ def _rule(family: str, machine: bytes | None, total: int) -> int:
         return 0x80000000 if total >= 0xB0000000 else 0xB0000000
     # QEMU v10.1.0 hw/i386/pc_piix.c pc_init1(); gigabyte_align is off up to 1.7, and on isapc
     # (isapc_machine_options()).
-    version = re.match(rb"pc-(?:i440fx-)?(\d+)\.(\d+)", machine or b"")
-    old = version is not None and tuple(map(int, version.groups())) <= (1, 7)
-    old = old or family == "isapc"
+    version = _version(machine)
+    old = family == "isapc" or (version is not None and version <= (1, 7))
     return 0xE0000000 if old or total < 0xE0000000 else 0xC0000000
+
+
+def _version(machine: bytes | None) -> tuple[int, int] | None:
+    """The version in the name of a PC of QEMU's own."""
+    found = re.match(rb"pc-(?:i440fx-|q35-)?(\d+)\.(\d+)", machine or b"")
+    return (int(found[1]), int(found[2])) if found else None
