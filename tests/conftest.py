@@ -7,6 +7,7 @@ import os
 import pytest
 from hypothesis import settings
 
+from tests import linux
 from tests.qemu import find_qemu
 
 # How long an example takes depends on the machine, and says nothing about the code.
@@ -18,15 +19,16 @@ def pytest_runtest_setup(item: pytest.Item) -> None:
     """Tests marked `qemu` are skipped without QEMU, or fail if VMSTREAM_REQUIRE_QEMU is 1.
 
     `qemu("s390x", ...)` is for other emulators than that of x86_64; the mark nearest to the test
-    counts.
+    counts. Those marked `linux` need the kernel of `tests.linux`, too.
     """
     mark = item.get_closest_marker("qemu")
-    if mark is None:
-        return
-    missing = [arch for arch in mark.args or ("x86_64",) if find_qemu(arch) is None]
+    wanted = (mark.args or ("x86_64",)) if mark is not None else ()
+    missing = [f"qemu-system-{arch} on PATH" for arch in wanted if find_qemu(arch) is None]
+    if item.get_closest_marker("linux") is not None and not linux.KERNEL.exists():
+        missing.append(f"kernel {linux.KERNEL}, which scripts/test brings as root on Debian")
     if not missing:
         return
-    why = f"no {', '.join(f'qemu-system-{arch}' for arch in missing)} on PATH"
+    why = f"no {', '.join(missing)}"
     if os.environ.get("VMSTREAM_REQUIRE_QEMU") == "1":
         pytest.fail(f"{why}, and VMSTREAM_REQUIRE_QEMU=1", pytrace=False)
     pytest.skip(why)

@@ -33,6 +33,13 @@ MAY_IMPORT = {
         "vmstream.wire",
         "vmstream.version",
     ),
+    "integrations": (
+        "vmstream.ops",
+        "vmstream.container",
+        "vmstream.guest",
+        "vmstream.stream",
+    ),
+    "vol_plugins": ("vmstream.integrations",),
     "container": ("vmstream.transport", "vmstream.wire"),
     "guest": ("vmstream.stream.events", "vmstream.wire"),
     "stream": ("vmstream.wire",),
@@ -51,6 +58,7 @@ LIBRARIES = {
     "zstandard": ("container/", "guest/multifd.py"),
     "lz4": ("container/",),
     "lzallright": ("container/",),
+    "volatility3": ("integrations/volatility3.py",),
     "numpy": ("guest/", "ops/", "report/", "stream/", "transport/", "wire/"),
 }
 
@@ -59,6 +67,7 @@ NO_TESTS = {
     "__init__.py": "names only",
     "__main__.py": "two lines; the tests of the command line run it",
     "version.py": "one line",
+    "integrations/vol_plugins/vmstream.py": "an import; the tests of volatility3.py run it",
 }
 
 

@@ -16,6 +16,7 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
 
+from vmstream.guest.schema import StaticSchema
 from vmstream.wire.vmsd import SUBSECTION_FRAME, body_size, field_size
 
 _INTEGER = re.compile(r"(u?)int(8|16|32|64)( equal| le)?")
@@ -187,7 +188,9 @@ class Node:
         null = isinstance(inner, Mapping) and not inner.get("fields") and size == 1
         if null and self._body[at] == _NULL:
             return self._node(name, "nullptr", at, size, f)
-        return self._node(name, str(f["type"]), at, size, f)
+        # A static description has them among the fields.
+        version = int(f["version"]) if f["type"] == "subsection" else None
+        return self._node(name, str(f["type"]), at, size, f, version)
 
     # A byte of 1 and the element, again and again, then 0. QEMU v10.1.0
     # migration/vmstate-types.c put_qtailq(), put_qlist().
@@ -277,14 +280,21 @@ class DeviceTree(Sequence[Node]):
         text: The vmdescription; without one every body is raw.
         borrowed: The vmdescription is that of another stream: it counts for a section of the same
             name and version only if it has the same size, and then it is an inference.
+        static: What `qemu -M X -dump-vmstate FILE` wrote, for sections without a description.
     """
 
     def __init__(
-        self, sections: Sequence[Section], text: bytes | None, *, borrowed: bool = False
+        self,
+        sections: Sequence[Section],
+        text: bytes | None,
+        *,
+        borrowed: bool = False,
+        static: StaticSchema | None = None,
     ) -> None:
         self._sections = sections
         self._text = text
         self._borrowed = borrowed
+        self._static = static
         self._nodes: dict[int, Node] = {}
 
     def __len__(self) -> int:
@@ -354,6 +364,10 @@ class DeviceTree(Sequence[Node]):
                 there = [d for d in (*there, *alike) if _fits(d, section)]
             if there:
                 found[number] = there[0] if self._borrowed else there.pop(0)
+            elif self._static is not None:
+                inferred = self._static.describe(section.idstr, section.version_id, section.body)
+                if inferred is not None:
+                    found[number] = inferred
         return found
 
     def _descriptions(self) -> Sequence[Mapping[str, Any]]:

@@ -7,6 +7,9 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+import numpy as np
+from numpy.typing import NDArray
+
 from vmstream.container.layers import Container
 from vmstream.errors import (
     EXIT_FINDINGS,
@@ -20,16 +23,18 @@ from vmstream.errors import (
 )
 from vmstream.guest.imagefile import Plan, plan
 from vmstream.guest.memory import Placement, RAMImage
-from vmstream.guest.notes import Note, cpu_notes
+from vmstream.guest.notes import Architecture, Note, architecture, cpu_notes
 from vmstream.guest.physical import (
     Evidence,
     PhysicalMap,
     concatenated,
-    left_out,
+    extended,
     physical_map,
     ram_blocks,
 )
+from vmstream.guest.plugged import left_out
 from vmstream.guest.rom import with_rom
+from vmstream.guest.srat import MOST_TABLES, TABLES
 from vmstream.guest.userlayout import Entry, parse_layout, user_map
 from vmstream.ops.channels import Channels
 from vmstream.ops.devices import Devices
@@ -63,6 +68,18 @@ from vmstream.wire.vmsd import top_fields
 
 _RTC = b"mc146818rtc"
 _CMOS_SIZE = 128
+
+# Host bridges of PCs; their state starts with a version of 4 bytes, then PCI configuration. QEMU
+# v7.2.0 hw/pci/pci.c vmstate_pci_device.
+_NORTHBRIDGES = (b"/I440FX", b"/mch")
+_CONFIGURATION = slice(4, 260)
+
+# The state of a virtio-mem device; from 8.1 on what counts comes in the second, ahead of RAM.
+_VIRTIO_MEM = (b"virtio-mem", b"virtio-mem-device-early")
+
+# Bytes that are kept of a section, and of all: the bitmap of 8 TiB in blocks of 2 MiB.
+_MOST_BODY = 1 << 19
+_MOST_BODIES = 16 << 20
 
 # A layout file of as many entries as are taken is a tenth of this.
 _MOST_LAYOUT = 8 << 20
@@ -112,17 +129,24 @@ class MapEvidence:
         self.blocks: tuple[RAMBlock, ...] = ()
         self.machine: bytes | None = None
         self.idstrs: set[bytes] = set()
-        self._rtc: int | None = None
-        self._body = b""
+        self._bodies: dict[bytes, bytearray] = {}
+        self._kept = 0
+        self._body: bytearray | None = None
+        self._section = 0
         self._cmos_offset = 0
 
     def on(self, event: Event) -> None:
         """Take one event."""
         if isinstance(event, SectionStart):
             self.idstrs.add(event.idstr)
-            self._rtc = event.section_id if event.idstr == _RTC else None
-        elif isinstance(event, Payload) and self._rtc == event.section_id:
-            self._body = bytes(event.data[:4096])
+            self._body, self._section = None, event.section_id
+            if event.idstr.endswith((_RTC, *_NORTHBRIDGES, *_VIRTIO_MEM)):
+                self._body = self._bodies.setdefault(event.idstr, bytearray())
+        elif isinstance(event, Payload) and self._body is not None:
+            if self._section == event.section_id:
+                room = min(_MOST_BODY - len(self._body), _MOST_BODIES - self._kept)
+                self._body += event.data[: max(0, room)]
+                self._kept += min(len(event.data), max(0, room))
         elif isinstance(event, RAMBlockList):
             self.blocks = event.blocks
         elif isinstance(event, VMDescription) and event.layout is not None:
@@ -134,15 +158,68 @@ class MapEvidence:
                         if name == "cmos_data":
                             self._cmos_offset = offset
 
-    def evidence(self, machine: bytes | None) -> Evidence:
-        """Put it together."""
-        cmos = self._body[self._cmos_offset : self._cmos_offset + _CMOS_SIZE]
+    def evidence(self, machine: bytes | None, tables: bytes | None = None) -> Evidence:
+        """Put it together.
+
+        Args:
+            machine: Machine type, `None` if the stream does not say.
+            tables: Content of the block of ACPI tables, if it is known.
+        """
+        cmos = bytes(self._bodies.get(_RTC, b"")[self._cmos_offset :][:_CMOS_SIZE])
+        virtio_mem: dict[bytes, bytes] = {}
+        bridge = None
+        for idstr, body in self._bodies.items():
+            path, _, name = idstr.rpartition(b"/")
+            if name in _VIRTIO_MEM:
+                # Of two the one ahead of RAM comes first.
+                virtio_mem.setdefault(path, bytes(body))
+            elif idstr != _RTC:
+                bridge = bytes(body[_CONFIGURATION])
         return Evidence(
             machine,
             self.blocks,
             cmos if len(cmos) == _CMOS_SIZE else None,
             frozenset(self.idstrs),
+            tables,
+            virtio_mem,
+            bridge,
         )
+
+
+class _Tables:
+    """A sink of pages for a block that is small: it is kept in memory."""
+
+    def __init__(self, length: int) -> None:
+        self.content = bytearray(length)
+
+    def write(self, offset: int, data: memoryview | bytes) -> None:
+        self.content[offset : offset + len(data)] = data
+
+    def write_pages(
+        self,
+        window: memoryview,
+        positions: NDArray[np.int64],
+        offsets: NDArray[np.int64],
+        size: int,
+        stride: int,
+    ) -> None:
+        for at, offset in zip(positions.tolist(), offsets.tolist(), strict=True):
+            self.write(offset, window[at : at + size])
+
+    def zero(self, offset: int, length: int) -> None:
+        self.write(offset, bytes(length))
+
+    def read_pages(self, offsets: NDArray[np.int64], pages: NDArray[np.uint8]) -> None:
+        for page, offset in zip(pages, offsets.tolist(), strict=True):
+            page[:] = np.frombuffer(self.content, np.uint8, len(page), offset)
+
+
+def tables_block(blocks: tuple[RAMBlock, ...]) -> int | None:
+    """Index of the block of ACPI tables, `None` if there is none of a plausible size."""
+    for i, block in enumerate(blocks):
+        if block.idstr == TABLES and block.used_length <= MOST_TABLES:
+            return i
+    return None
 
 
 class _Writer(PageFold[RAMImage]):
@@ -168,6 +245,7 @@ class _Writer(PageFold[RAMImage]):
         self.files: dict[int | None, OutputFile] = {}
         self.map: PhysicalMap | None = None
         self.plan: Plan | None = None
+        self._tables: _Tables | None = None
 
     def on(self, event: Event) -> None:
         if isinstance(event, RAMBlockList):
@@ -206,6 +284,12 @@ class _Writer(PageFold[RAMImage]):
             placements.extend(
                 Placement(r.block, r.block_offset, r.length, out, r.gpa) for r in self.plan.regions
             )
+            at = tables_block(blocks)
+            if at is not None and self.stated is None:
+                # Up to the end of the last page, which need not be a whole one.
+                length = -(-blocks[at].used_length // page_size) * page_size
+                self._tables = _Tables(length)
+                placements.append(Placement(at, 0, length, self._tables, 0))
         self._take_shared(blocks, placements)
         on_fault = self._page_fault if options.partial else None
         return RAMImage(blocks, page_size, placements, on_fault)
@@ -241,17 +325,20 @@ class _Writer(PageFold[RAMImage]):
             return self._map(Evidence(machine, blocks))
         if self._peeked is not None:
             with contextlib.suppress(OutputError):
-                return self._map(self._peeked)
+                return extended(self._map(self._peeked), blocks, ram_blocks(blocks))
+        wanted = [*range(len(blocks))]
+        if not self._options.rom:
+            wanted = ram_blocks(blocks, pluggable=True)
         try:
-            return self._map(Evidence(machine, blocks))
+            return extended(self._map(Evidence(machine, blocks)), blocks, wanted)
         except OutputError:
-            rom = self._options.rom
-            return concatenated(blocks, [*range(len(blocks))] if rom else ram_blocks(blocks))
+            return concatenated(blocks, wanted)
 
     def _map(self, evidence: Evidence) -> PhysicalMap:
         if self.stated is None:
             found = physical_map(evidence, self._options.below_4g)
-            return with_rom(found, evidence.blocks) if self._options.rom else found
+            rom, bridge = self._options.rom, evidence.northbridge
+            return with_rom(found, evidence.blocks, bridge) if rom else found
         return user_map(self.stated, str(self._options.layout), evidence, self._page_size)
 
     def drop_unsent(self) -> None:
@@ -264,15 +351,17 @@ class _Writer(PageFold[RAMImage]):
                 if i in self.files and covered.pages_missing == covered.pages:
                     self.files.pop(i).abort()
 
-    def settle(self, evidence: Evidence, notes: Sequence[Note]) -> None:
+    def settle(self, evidence: Evidence, notes: Sequence[Note], cpus: Architecture | None) -> None:
         """Bring the image into the layout that the whole stream tells; an ELF core gets notes."""
         if self.plan is None:
             return
+        if self._tables is not None:
+            evidence = replace(evidence, tables=bytes(self._tables.content))
         final, out = self._map(evidence), self.files[None]
         final = replace(final, doubts=final.doubts + tuple(self._left_out(evidence, final)))
-        made = plan(self._options.format, final, notes)
+        made = plan(self._options.format, final, notes, cpus)
         if (made.regions, made.size) != (self.plan.regions, self.plan.size):
-            out.rearrange(moves(self.plan, made), made.size)
+            _rearrange(out, self.plan, made)
         for offset, head in made.heads:
             out.write(offset, head)
         self.map, self.plan = final, made
@@ -287,6 +376,17 @@ class _Writer(PageFold[RAMImage]):
             path, slash, _ = covered.block.idstr.rpartition(b"/")
             if slash and path + b"/virtio-mem" in evidence.idstrs and covered.sent.count():
                 yield left_out(covered.block)
+
+
+# Often there is but something to cut off at the end.
+def _rearrange(out: OutputFile, old: Plan, new: Plan) -> None:
+    needed = list(moves(old, new))
+    length = sum(r.length for r in new.regions)
+    inside = sum(max(0, min(r.gpa + r.length, new.size) - r.gpa) for r in old.regions)
+    if inside == length and all(begin == to for begin, to, _ in needed):
+        out.resize(new.size)
+    else:
+        out.rearrange(needed, new.size)
 
 
 def moves(old: PhysicalMap | Plan, new: PhysicalMap | Plan) -> Iterator[tuple[int, int, int]]:
@@ -388,7 +488,9 @@ def extract(
             writer.open(decoder.page_size or DEFAULT_PAGE_SIZE)
         writer.drop_unsent()
         machine = summary.configuration.name if summary.configuration else None
-        writer.settle(evidence.evidence(machine), cpu_notes(devices.tree))
+        writer.settle(
+            evidence.evidence(machine), cpu_notes(devices.tree), architecture(devices.tree)
+        )
         outputs = [
             models.OutputReport(
                 str(out.path),

@@ -5,7 +5,7 @@ from __future__ import annotations
 import io
 import os
 from collections.abc import Iterable, Iterator
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import TYPE_CHECKING, Self
@@ -17,13 +17,14 @@ from vmstream.errors import (
     IntegrityError,
     LimitError,
     OutputError,
+    StreamError,
     TruncatedError,
     UnsupportedError,
 )
 from vmstream.guest.index import MAX_INDEXED, Input, PageIndex
 from vmstream.guest.physical import PhysicalMap, Region, physical_map
 from vmstream.ops.channels import Channels
-from vmstream.ops.extract import MapEvidence, find_block
+from vmstream.ops.extract import MapEvidence, find_block, tables_block
 from vmstream.ops.inspect import Summary
 from vmstream.ops.pages import PageFold, check_complete, check_pages, shared_memory
 from vmstream.ops.pipeline import Progress, events
@@ -97,9 +98,17 @@ class GuestMemory:
         self._map: PhysicalMap | OutputError
         machine = summary.configuration.name if summary.configuration else None
         try:
-            self._map = physical_map(evidence.evidence(machine), below_4g)
+            self._map = physical_map(evidence.evidence(machine, self._tables()), below_4g)
         except OutputError as error:
             self._map = error
+
+    # Read at once: what the input does not give is no reason to have no memory.
+    def _tables(self) -> bytes | None:
+        at = tables_block(self.blocks)
+        if at is not None and at not in self._elsewhere:
+            with suppress(StreamError, OSError):
+                return self.read_block(self.blocks[at].idstr, 0, self.blocks[at].used_length)
+        return None
 
     def __enter__(self) -> Self:
         return self

@@ -761,7 +761,8 @@ class NodeReport:
     Attributes:
         path: Section with its instance in brackets, and the names below, joined by '/'.
         type: Of the vmdescription; 'device', 'struct', 'array', 'subsection', or 'raw' for bytes
-            that it does not name.
+            that it does not name, 'ambiguous' for those that a schema of -dump-vmstate does not
+            settle.
         offset: Of its first byte in the stream.
         size: Bytes.
         version: Of a device or subsection.
@@ -788,7 +789,8 @@ class DevicesReport:
         input: Path, or 'standard input'.
         machine: Machine type, `None` without a configuration section.
         described: Where the names come from: the vmdescription of the 'stream', that of another
-            one ('schema', inferred), or 'none': then all state is raw.
+            one ('schema', inferred), what `qemu -dump-vmstate` wrote ('dump-vmstate', inferred,
+            types too), or 'none': then all state is raw.
         nodes: In the order of the stream, each ahead of what is in it.
         anomalies: As in the inspect report.
     """
@@ -807,7 +809,7 @@ class CPUReport:
 
     Attributes:
         instance_id: Index of the CPU.
-        architecture: 'x86', 'aarch64', 'ppc64', 'riscv64' or 's390x'.
+        architecture: 'x86', 'aarch64', 'ppc64', 'riscv64', 's390x', 'arm', 'ppc' or 'riscv32'.
         mode: What it executes, in words.
         flags: Condition and control flags that are set.
         halted: It waits for an interrupt; `None` if the stream does not say.
