@@ -39,6 +39,8 @@ SCHEMAS: dict[str, tuple[str, tuple[str, ...]]] = {
     "devices.json": (models.DEVICES_SCHEMA, ("DevicesReport",)),
     "cpus.json": (models.CPUS_SCHEMA, ("CPUsReport",)),
     "search.json": (models.SEARCH_SCHEMA, ("HitReport",)),
+    "vmcoreinfo.json": (models.VMCOREINFO_SCHEMA, ("VMCoreInfoReport",)),
+    "banner.json": (models.BANNER_SCHEMA, ("BannerReport",)),
 }
 
 # Files that users write: a list of objects, in which fields with a default may be left out.

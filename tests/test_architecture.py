@@ -38,6 +38,7 @@ MAY_IMPORT = {
         "vmstream.container",
         "vmstream.guest",
         "vmstream.stream",
+        "vmstream.transport",
     ),
     "vol_plugins": ("vmstream.integrations",),
     "container": ("vmstream.transport", "vmstream.wire"),
@@ -59,6 +60,7 @@ LIBRARIES = {
     "lz4": ("container/",),
     "lzallright": ("container/",),
     "volatility3": ("integrations/volatility3.py",),
+    "drgn": ("integrations/drgn.py",),
     "numpy": ("guest/", "ops/", "report/", "stream/", "transport/", "wire/"),
 }
 

@@ -24,14 +24,14 @@ README = ROOT / "README.md"
 JSON = ROOT / "docs" / "json.md"
 COMMANDS = (
     "inspect", "records", "extract-ram", "extract-block", "devices", "get", "cpus", "hexdump",
-    "search", "xml", "snapshots",
+    "search", "vmcoreinfo", "banner", "xml", "snapshots",
 )  # fmt: skip
 NAMES = "|".join(COMMANDS)
 CALL = re.compile(rf"(?<![\w/.-])vmstream ((?:{NAMES})[^\n`|>]*)")
 SHOWN = re.compile(rf"^(?:    |\$ )vmstream ((?:{NAMES}) .*)$", re.MULTILINE)
 FILES = {"dump.bin", "cut.bin", "disks.bin"}  # of the examples
 FILE = re.compile(r"\b((?:vmstream|tests|scripts|docs)/[\w/]+\.(?:py|md|json))\b")
-MODULE = re.compile(r"`((?:cli|container|guest|ops|report|stream|transport|wire)/\w+\.py)\b")
+MODULE = re.compile(r"`((?:cli|container|guest|ops|report|stream|tools|transport|wire)/\w+\.py)\b")
 DOCUMENTS = (
     "README.md",
     "CONTRIBUTING.md",

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -13,6 +14,7 @@ from numpy.typing import NDArray
 from vmstream.container.layers import Container
 from vmstream.errors import (
     EXIT_FINDINGS,
+    AddressError,
     FormatError,
     IntegrityError,
     LimitError,
@@ -21,6 +23,7 @@ from vmstream.errors import (
     TruncatedError,
     UnsupportedError,
 )
+from vmstream.guest.devices import DeviceTree
 from vmstream.guest.imagefile import Plan, plan
 from vmstream.guest.memory import Placement, RAMImage
 from vmstream.guest.notes import Architecture, Note, architecture, cpu_notes
@@ -36,6 +39,7 @@ from vmstream.guest.plugged import left_out
 from vmstream.guest.rom import with_rom
 from vmstream.guest.srat import MOST_TABLES, TABLES
 from vmstream.guest.userlayout import Entry, parse_layout, user_map
+from vmstream.guest.vmcoreinfo import Found, find
 from vmstream.ops.channels import Channels
 from vmstream.ops.devices import Devices
 from vmstream.ops.inspect import Summary, block_report, layer_reports
@@ -222,6 +226,25 @@ def tables_block(blocks: tuple[RAMBlock, ...]) -> int | None:
     return None
 
 
+@dataclass(frozen=True, slots=True)
+class _Written:
+    """A region of the guest, in the file that it was written to."""
+
+    gpa: int
+    length: int
+    file: OutputFile
+    offset: int
+
+    def read_into(self, at: int, buffer: memoryview) -> None:
+        self.file.read_into(self.offset + at, buffer)
+
+    def has_data(self, at: int, length: int) -> bool:
+        return self.file.has_data(self.offset + at, length)
+
+    def address(self, at: int) -> int:
+        return self.gpa + at
+
+
 class _Writer(PageFold[RAMImage]):
     """Fold: opens the outputs at the first page, and writes."""
 
@@ -246,6 +269,7 @@ class _Writer(PageFold[RAMImage]):
         self.map: PhysicalMap | None = None
         self.plan: Plan | None = None
         self._tables: _Tables | None = None
+        self.vmcoreinfo: Found | None = None
 
     def on(self, event: Event) -> None:
         if isinstance(event, RAMBlockList):
@@ -351,20 +375,41 @@ class _Writer(PageFold[RAMImage]):
                 if i in self.files and covered.pages_missing == covered.pages:
                     self.files.pop(i).abort()
 
-    def settle(self, evidence: Evidence, notes: Sequence[Note], cpus: Architecture | None) -> None:
+    def settle(self, evidence: Evidence, tree: DeviceTree) -> None:
         """Bring the image into the layout that the whole stream tells; an ELF core gets notes."""
         if self.plan is None:
             return
         if self._tables is not None:
             evidence = replace(evidence, tables=bytes(self._tables.content))
-        final, out = self._map(evidence), self.files[None]
+        final, cpus = self._map(evidence), architecture(tree)
         final = replace(final, doubts=final.doubts + tuple(self._left_out(evidence, final)))
-        made = plan(self._options.format, final, notes, cpus)
-        if (made.regions, made.size) != (self.plan.regions, self.plan.size):
-            _rearrange(out, self.plan, made)
+        made = self._lay_out(self.plan, final, (), cpus)
+        if self._options.format == "elf":
+            # By addresses, which are known now.
+            written = [
+                _Written(r.gpa, r.length, self.files[None], placed.gpa)
+                for r, placed in zip(final.regions, made.regions, strict=True)
+            ]
+            self.vmcoreinfo = find(tree, partial(_read, written), written)
+            notes = cpu_notes(tree)
+            if self.vmcoreinfo.best is not None:
+                notes.append(self.vmcoreinfo.best.note)
+            made = self._lay_out(made, final, notes, cpus)
         for offset, head in made.heads:
-            out.write(offset, head)
+            self.files[None].write(offset, head)
         self.map, self.plan = final, made
+
+    def _lay_out(
+        self,
+        old: Plan,
+        final: PhysicalMap,
+        notes: Sequence[Note],
+        cpus: Architecture | None,
+    ) -> Plan:
+        made = plan(self._options.format, final, notes, cpus)
+        if (made.regions, made.size) != (old.regions, old.size):
+            _rearrange(self.files[None], old, made)
+        return made
 
     # Blocks of virtio-mem devices that hold memory: their names are paths, as those of devices'
     # own memory are. QEMU v10.1.0 hw/virtio/virtio-mem.c virtio_mem_device_realize().
@@ -387,6 +432,15 @@ def _rearrange(out: OutputFile, old: Plan, new: Plan) -> None:
         out.resize(new.size)
     else:
         out.rearrange(needed, new.size)
+
+
+def _read(written: Sequence[_Written], gpa: int, length: int) -> bytes:
+    for part in written:
+        if part.gpa <= gpa and gpa + length <= part.gpa + part.length:
+            buffer = bytearray(length)
+            part.read_into(gpa - part.gpa, memoryview(buffer))
+            return bytes(buffer)
+    raise AddressError(gpa, f"no RAM at address {gpa:#x}")
 
 
 def moves(old: PhysicalMap | Plan, new: PhysicalMap | Plan) -> Iterator[tuple[int, int, int]]:
@@ -488,9 +542,7 @@ def extract(
             writer.open(decoder.page_size or DEFAULT_PAGE_SIZE)
         writer.drop_unsent()
         machine = summary.configuration.name if summary.configuration else None
-        writer.settle(
-            evidence.evidence(machine), cpu_notes(devices.tree), architecture(devices.tree)
-        )
+        writer.settle(evidence.evidence(machine), devices.tree)
         outputs = [
             models.OutputReport(
                 str(out.path),

@@ -296,6 +296,10 @@ class Stretch:
         region, offset, _ = next(self._parts(at, 1))
         return region.block, region.block_offset + offset
 
+    def address(self, at: int) -> int | None:
+        """Return the guest-physical address of a place; `None` if it is not known."""
+        return self._memory.address_of(*self.place(at))
+
     def _parts(self, at: int, length: int) -> Iterator[tuple[Region, int, int]]:
         begin = 0
         for region in self.regions:

@@ -113,6 +113,15 @@ class SparseFile:
                     target = target[done:]
                     offset += done
 
+    def read_into(self, offset: int, buffer: memoryview) -> None:
+        """Fill a buffer with what stands from `offset` on; both lie within the file."""
+        self.read_pages(np.array([offset]), np.frombuffer(buffer, np.uint8).reshape(1, -1))
+
+    def has_data(self, offset: int, length: int) -> bool:
+        """Whether a stretch is no hole."""
+        with _named(self.path):
+            return any(_extents(self._fd, offset, offset + length))
+
     def write_sparse(self, offset: int, data: memoryview, *, over: bool) -> None:
         """Write contiguous bytes, a multiple of 4096; blocks of zeros are left out.
 
