@@ -29,7 +29,6 @@ from vmstream.guest.devices import DeviceTree
 from vmstream.guest.imagefile import Plan, plan
 from vmstream.guest.kdump import kdump_plan
 from vmstream.guest.memory import Placement, RAMImage
-from vmstream.guest.multifd import PayloadReader
 from vmstream.guest.notes import Architecture, Note, architecture, cpu_notes
 from vmstream.guest.physical import (
     Evidence,
@@ -48,24 +47,19 @@ from vmstream.ops.channels import Channels
 from vmstream.ops.devices import Devices
 from vmstream.ops.encode import STANDARD_OUTPUT, compression_of, encode
 from vmstream.ops.inspect import Summary, block_report, layer_reports
+from vmstream.ops.pages import PageFold, check_complete, check_pages, shared_memory
 from vmstream.ops.pipeline import Consumer, Progress, run
 from vmstream.ops.quick import quick_events
 from vmstream.report import models
 from vmstream.report.jsonout import dumps
 from vmstream.stream.decoder import Decoder
 from vmstream.stream.events import (
-    ChannelEvent,
-    Command,
     Event,
-    MappedPages,
-    MultiFDPacket,
-    PageBatch,
     Payload,
     RAMBlock,
     RAMBlockList,
     SectionStart,
     VMDescription,
-    fault,
 )
 from vmstream.transport.compress import SUFFIXES
 from vmstream.transport.sink import (
@@ -79,7 +73,7 @@ from vmstream.transport.sink import (
 )
 from vmstream.transport.source import DigestSource, Source, read_small, whole_digest
 from vmstream.version import __version__
-from vmstream.wire.constants import CAP_IGNORE_SHARED, DEFAULT_PAGE_SIZE, MigCmd
+from vmstream.wire.constants import CAP_IGNORE_SHARED, DEFAULT_PAGE_SIZE
 from vmstream.wire.vmsd import top_fields
 
 _RTC = b"mc146818rtc"
@@ -263,7 +257,7 @@ class _Written:
         return self.gpa + at
 
 
-class _Writer:
+class _Writer(PageFold[RAMImage]):
     """Fold: opens the outputs at the first page, and writes."""
 
     def __init__(
@@ -277,17 +271,14 @@ class _Writer:
         stated: tuple[Entry, ...] | None,
         compression: str | None,
     ) -> None:
+        super().__init__(summary, channels, partial=options.partial)
         self._options = options
         self._compression = compression
         self.stated = stated
         self._page_size = DEFAULT_PAGE_SIZE
-        self._channels = channels
-        self._readers: dict[int, PayloadReader] = {}
         self._source = source
         self._stack = stack
-        self._summary = summary
         self._peeked = peeked
-        self._image: RAMImage | None = None
         self.files: dict[int | None, OutputFile] = {}
         self.map: PhysicalMap | None = None
         self.plan: Plan | None = None
@@ -297,44 +288,20 @@ class _Writer:
         self.utsname = b""
 
     def on(self, event: Event) -> None:
-        if isinstance(event, ChannelEvent):
-            if isinstance(event.event, MultiFDPacket):
-                self._packet(event.channel, event.event)
-                return
-            event = event.event
-        if isinstance(event, PageBatch):
-            image = self._image or self.open(event.blocks, event.page_size)
-            image.add(event)
-        elif isinstance(event, MappedPages):
-            image = self._image or self.open(self._summary.blocks, event.page_size)
-            image.add_mapped(event)
-        elif isinstance(event, RAMBlockList):
+        if isinstance(event, RAMBlockList):
             self._check(event.blocks)
-        elif isinstance(event, Command) and event.cmd == MigCmd.POSTCOPY_RAM_DISCARD:
-            self._discard(event)
-
-    def _packet(self, channel: int, packet: MultiFDPacket) -> None:
-        reader = self._readers.setdefault(channel, PayloadReader())
-        try:
-            pages = reader.pages(packet)
-        except IntegrityError as error:
-            if self._channels is not None:
-                self._channels.named(channel, error)
-            if not self._options.partial:
-                raise error from None
-            self._page_fault(error)
-            packet, pages = replace(packet, normal=packet.normal[:0]), memoryview(b"")
-        image = self._image or self.open(self._summary.blocks, packet.page_size)
-        image.add_packet(packet, pages)
+        else:
+            super().on(event)
 
     # What can be refused before anything is read.
     def _check(self, blocks: tuple[RAMBlock, ...]) -> None:
         if self._options.block is not None:
             find_block(blocks, self._options.block)
 
-    def open(self, blocks: tuple[RAMBlock, ...], page_size: int) -> RAMImage:
+    def open(self, page_size: int) -> RAMImage:
         """Open the outputs."""
         options, output = self._options, self._options.output or Path()
+        blocks = self._summary.blocks
         placements: list[Placement] = []
         self._page_size = page_size
         if options.all_blocks is not None:
@@ -366,8 +333,7 @@ class _Writer:
                 placements.append(Placement(at, 0, length, self._tables, 0))
         self._take_shared(blocks, placements)
         on_fault = self._page_fault if options.partial else None
-        self._image = RAMImage(blocks, page_size, placements, on_fault)
-        return self._image
+        return RAMImage(blocks, page_size, placements, on_fault)
 
     # Memory that the stream leaves to a file. Pages that are in the stream come over it.
     def _take_shared(self, blocks: tuple[RAMBlock, ...], placements: list[Placement]) -> None:
@@ -418,24 +384,6 @@ class _Writer:
             rom, bridge = self._options.rom, evidence.northbridge
             return with_rom(found, evidence.blocks, bridge) if rom else found
         return user_map(self.stated, str(self._options.layout), evidence, self._page_size)
-
-    def _discard(self, event: Command) -> None:
-        ranges = self._summary.discarded(event)
-        if ranges is None:
-            error = IntegrityError(
-                event.offset,
-                "pages are withdrawn that there are not",
-                context="POSTCOPY_RAM_DISCARD",
-            )
-            if not self._options.partial:
-                raise error
-            self._page_fault(error)
-        if self._image is not None:
-            for block, start, length in ranges or ():
-                self._image.discard(block, start, length)
-
-    def _page_fault(self, error: IntegrityError) -> None:
-        self._summary.findings.on(fault(error))
 
     def drop_unsent(self) -> None:
         """Leave out, of all blocks, those that the stream has no page of."""
@@ -616,7 +564,7 @@ def extract(
         if not writer.files:
             if not summary.blocks:
                 raise IntegrityError(summary.end, "the stream has no RAM")
-            writer.open(summary.blocks, decoder.page_size or DEFAULT_PAGE_SIZE)
+            writer.open(decoder.page_size or DEFAULT_PAGE_SIZE)
         writer.drop_unsent()
         machine = summary.configuration.name if summary.configuration else None
         writer.settle(evidence.evidence(machine), devices.tree)
@@ -701,9 +649,7 @@ def _peek(source: Source, options: ExtractOptions) -> Evidence | None:
 def _check_whole(
     summary: Summary, options: ExtractOptions, stated: tuple[Entry, ...] | None
 ) -> None:
-    elsewhere = summary.pages_elsewhere() or (not options.partial and summary.pages_withdrawn())
-    if elsewhere:
-        raise UnsupportedError(0, elsewhere)
+    check_pages(summary, partial=options.partial)
     if CAP_IGNORE_SHARED in summary.capabilities and options.all_blocks is None:
         wanted = [options.block] if options.block else None
         if stated is not None:
@@ -714,18 +660,8 @@ def _check_whole(
             empty = empty and name not in dict(options.shared_blocks)
             main = wanted is None and _is_ram(summary, covered.block)
             if empty and (main or (wanted is not None and name in wanted)):
-                raise UnsupportedError(
-                    0,
-                    f"block {name!r} is shared memory (x-ignore-shared): "
-                    "its pages are not in the stream",
-                    advice=f"give the file behind it: --shared-block {name}=FILE",
-                )
-    if not summary.complete and not options.partial:
-        raise summary.findings.error or IntegrityError(
-            summary.end,
-            "the stream is not complete: no END of an iterable section",
-            advice="--partial writes what is there",
-        )
+                raise shared_memory(name)
+    check_complete(summary, "writes", partial=options.partial)
 
 
 def _channel_inputs(
