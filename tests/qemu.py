@@ -29,6 +29,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
+from functools import cache
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -48,12 +49,17 @@ def find_qemu(arch: str = "x86_64") -> str | None:
     return shutil.which(f"qemu-system-{arch}")
 
 
-def has_machine(name: str, arch: str = "x86_64") -> bool:
-    """Whether the installed emulator has this machine type; old ones are removed in time."""
+@cache
+def _machines(arch: str) -> frozenset[str]:
     done = subprocess.run(
         [f"qemu-system-{arch}", "-M", "help"], capture_output=True, text=True, check=True
     )
-    return name in {line.split()[0] for line in done.stdout.splitlines() if line.strip()}
+    return frozenset(line.split()[0] for line in done.stdout.splitlines() if line.strip())
+
+
+def has_machine(name: str, arch: str = "x86_64") -> bool:
+    """Whether the installed emulator has this machine type; old ones are removed in time."""
+    return name in _machines(arch)
 
 
 @dataclass(frozen=True)

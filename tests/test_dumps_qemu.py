@@ -64,10 +64,6 @@ MACHINES = {
         "x86_64", ("-M", "pc", "-device", "VGA"), ((0, 32 * MIB),), "EM_386", "EM_386",
         others=((0xFD000000, 16 * MIB), (0xFFFC0000, 256 * KIB)), says=b"FILLED",
     ),
-    "q35": Machine(
-        "x86_64", ("-M", "q35"), ((0, 32 * MIB),), "EM_386", "EM_386",
-        others=((0xFFFC0000, 256 * KIB),), says=b"FILLED",
-    ),
     "isapc": Machine(
         "x86_64", ("-M", "isapc", "-cpu", "486"), ((0, 32 * MIB),), "EM_386", "EM_386",
         # No chipset that could put RAM there: the BIOS stays.
@@ -172,7 +168,9 @@ def check_kdump(machine: Machine, theirs_is: Path, stream: Path, elf: Path, path
     if machine.others:
         differ |= {"max_mapnr", "max_mapnr_64", "bitmap_blocks"}
     if machine.number == machine.ours:
-        assert theirs.notes.startswith(ours.notes)
+        # But pr_pid, which big-endian guests have in some order or not at all before QEMU 10.0.
+        assert theirs.notes[:52] == ours.notes[:52]
+        assert theirs.notes[56:].startswith(ours.notes[56:])
     if ours.notes != theirs.notes:
         differ |= {"size_note", "offset_note", "sub_hdr_size"}
     assert {k: v for k, v in ours.header.items() if k not in differ} == {
@@ -245,13 +243,8 @@ def around(ranges: list[DumpRange], gpa: int) -> DumpRange:
     ],
     ids=["pc", "isapc", "microvm", "flash", "aarch64", "riscv64"],
 )
-@pytest.mark.parametrize("form", ["raw", "elf"])
 def test_rom(
-    arch: str,
-    args: tuple[str, ...],
-    mapped: dict[str, list[tuple[int, int]]],
-    form: str,
-    tmp_path: Path,
+    arch: str, args: tuple[str, ...], mapped: dict[str, list[tuple[int, int]]], tmp_path: Path
 ) -> None:
     """What the CPU sees at firmware's addresses."""
     files: dict[str, bytes | Path] = {
@@ -262,21 +255,24 @@ def test_rom(
         [*args, "-accel", "tcg", "-m", "32M", "-S"], binary=f"qemu-system-{arch}", files=files
     ) as vm:
         vm.migrate("exec:cat>guest.out")
-        stream, out = vm.path("guest.out"), tmp_path / "out"
-        found = extracted(stream, out, "--rom", "--format", form)
+        stream = vm.path("guest.out")
+        for form in ("raw", "elf"):
+            out = tmp_path / form
+            found = extracted(stream, out, "--rom", "--format", form)
+            regions: dict[str, list[tuple[int, int]]] = {}
+            for region in found["layout"]["regions"]:
+                name, gpa, length = region["idstr"], region["gpa"], region["length"]
+                regions.setdefault(name, []).append((gpa, length))
+                if name in mapped:
+                    check_range(vm, out, gpa, length, offset=region["file_offset"])
+            assert {name: at for name, at in regions.items() if name in mapped} == mapped
+            assert len(regions) == len(mapped) + 1
         piped = vmstream(
             "extract-ram", "-", "-o", tmp_path / "piped", "--rom", "--format", form,
             stdin=stream.read_bytes(),
         )  # fmt: skip
         assert piped.status == 0
         assert block_sums(out, whole=False) == block_sums(tmp_path / "piped", whole=False)
-        regions: dict[str, list[tuple[int, int]]] = {}
-        for region in found["layout"]["regions"]:
-            regions.setdefault(region["idstr"], []).append((region["gpa"], region["length"]))
-            if region["idstr"] in mapped:
-                check_range(vm, out, region["gpa"], region["length"], offset=region["file_offset"])
-        assert {name: at for name, at in regions.items() if name in mapped} == mapped
-        assert len(regions) == len(mapped) + 1
         # RAM around it is where it was.
         bare = extracted(stream, tmp_path / "bare")
         (ram,) = bare["layout"]["regions"]
@@ -320,26 +316,26 @@ def tree(vm: Qemu, block: str) -> list[tuple[int, int, int]]:
     return sorted(found)
 
 
-MAPS = [("x86_64", "pc", "pc.ram", size) for size in (16 * MIB, 3 * GIB, 3584 * MIB, 5 * GIB)] + [
+# Each rule once, and where one begins to split; tests/guest/test_physical.py has the sizes between.
+MAPS = [
+    ("x86_64", "pc", "pc.ram", 3 * GIB),
+    ("x86_64", "pc", "pc.ram", 3584 * MIB),
     ("x86_64", "pc-i440fx-1.7", "pc.ram", 4 * GIB),
     ("x86_64", "pc,max-ram-below-4g=1G", "pc.ram", 2 * GIB),
     ("x86_64", "q35", "pc.ram", 2752 * MIB),
     ("x86_64", "q35", "pc.ram", 2816 * MIB),
-    ("x86_64", "q35", "pc.ram", 5 * GIB),
     ("x86_64", "pc-q35-2.4", "pc.ram", 4 * GIB),
-    ("x86_64", "microvm", "microvm.ram", 3 * GIB),
-    ("x86_64", "microvm", "microvm.ram", 4 * GIB),
-    ("x86_64", "isapc", "pc.ram", 3584 * MIB),
-    ("x86_64", "isapc", "pc.ram", 4 * GIB),
+    ("x86_64", "microvm", "microvm.ram", 3328 * MIB),
+    ("x86_64", "isapc", "pc.ram", 3840 * MIB),
     ("aarch64", "virt", "mach-virt.ram", 5 * GIB),
-    ("riscv64", "virt", "riscv_virt_board.ram", 5 * GIB),
-    ("ppc64", "pseries", "ppc_spapr.ram", 5 * GIB),
-    ("s390x", "s390-ccw-virtio", "s390.ram", 5 * GIB),
+    ("riscv64", "virt", "riscv_virt_board.ram", 3 * GIB),
+    ("ppc64", "pseries", "ppc_spapr.ram", GIB),
+    ("s390x", "s390-ccw-virtio", "s390.ram", GIB),
     ("aarch64", "sbsa-ref", "sbsa-ref.ram", 2 * GIB),
-    ("aarch64", "xlnx-zcu102", "ddr-ram", 4 * GIB),
+    ("aarch64", "xlnx-zcu102", "ddr-ram", 2304 * MIB),
     ("arm", "vexpress-a9", "vexpress.highmem", GIB),
     ("arm", "vexpress-a15", "vexpress.highmem", GIB),
-    ("arm", "cubieboard", "cubieboard.ram", GIB),
+    ("arm", "cubieboard", "cubieboard.ram", 512 * MIB),
     ("riscv64", "sifive_u", "riscv.sifive.u.ram", GIB),
     ("riscv64", "spike", "riscv.spike.ram", GIB),
     ("ppc64", "powernv9", "pnv.ram", GIB),
@@ -400,8 +396,7 @@ def check_regions(
     assert 0 <= hidden <= 384 * KIB
 
 
-@pytest.mark.parametrize("machine", ["pc", "q35"])
-@pytest.mark.parametrize("size", [8 * MIB, 16 * MIB])
+@pytest.mark.parametrize(("machine", "size"), [("pc", 8 * MIB), ("q35", 16 * MIB)])
 def test_a_small_guest_with_an_nvdimm(machine: str, size: int, tmp_path: Path) -> None:
     """Of two blocks, CMOS tells which is the RAM, if that is 16 MiB or less, too."""
     args = ["-M", f"{machine},nvdimm=on", "-accel", "tcg"]
