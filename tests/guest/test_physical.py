@@ -443,6 +443,7 @@ def test_ignored_shared_memory_states_the_order() -> None:
     assert [(r.gpa, r.block, r.source) for r in found.regions] == [
         (0, 1, "cmos"), (GIB, 0, "cmos"), (4 * GIB, 2, "wire"),
     ]  # fmt: skip
+    assert any("states where in RAM they are: a, b" in reason for reason in found.reasons)
 
 
 @pytest.mark.parametrize(

@@ -474,11 +474,11 @@ def _boot_blocks(
             f"blocks {names(blocks, numbered)} have the names that libvirt and Proxmox VE give to "
             "nodes: taken by their numbers"
         )
-        _check_order(blocks, numbered, doubts, order_told=True)
+        _check_order(blocks, numbered, reasons, doubts, order_told=True)
         return numbered
     # Without backends for the nodes they are parts of one block.
     for sizes in (list(nodes.values()), [sum(nodes.values())]):
-        chosen = _of_sizes(blocks, ram, sizes, doubts)
+        chosen = _of_sizes(blocks, ram, sizes, reasons, doubts)
         if chosen:
             told = f"the guest's tables list nodes of the sizes of blocks {names(blocks, chosen)}"
             reasons.append(told)
@@ -497,7 +497,7 @@ def _boot_blocks(
         reasons.append(f"the RAM that CMOS states is block {names(blocks, chosen)}")
         return chosen
     reasons.append(f"RAM is made of blocks, in this order: {names(blocks, chosen)}")
-    _check_order(blocks, chosen, doubts)
+    _check_order(blocks, chosen, reasons, doubts)
     return chosen
 
 
@@ -521,7 +521,11 @@ def _nodes_in_order(blocks: tuple[RAMBlock, ...], chosen: Sequence[int]) -> list
 
 # Blocks of these sizes, in this order; of equal ones that which comes first.
 def _of_sizes(
-    blocks: tuple[RAMBlock, ...], ram: list[int], sizes: list[int], doubts: list[str]
+    blocks: tuple[RAMBlock, ...],
+    ram: list[int],
+    sizes: list[int],
+    reasons: list[str],
+    doubts: list[str],
 ) -> list[int]:
     left, chosen = _nodes_in_order(blocks, ram), []
     for size in sizes:
@@ -535,7 +539,7 @@ def _of_sizes(
         doubts.append(
             f"blocks {names(blocks, alike)} have the size of a node, too: taken for DIMMs"
         )
-    _check_order(blocks, chosen, doubts, sizes_told=True)
+    _check_order(blocks, chosen, reasons, doubts, sizes_told=True)
     return chosen
 
 
@@ -544,6 +548,7 @@ def _of_sizes(
 def _check_order(
     blocks: tuple[RAMBlock, ...],
     chosen: list[int],
+    reasons: list[str],
     doubts: list[str],
     *,
     sizes_told: bool = False,
@@ -553,6 +558,8 @@ def _check_order(
     ends = [0, *accumulate(length for _, length, _ in stated)]
     if len(stated) == len(chosen) and [gpa for gpa, _, _ in stated] == ends[:-1]:
         chosen[:] = [i for _, _, i in stated]
+        if len(chosen) > 1:
+            reasons.append(f"the block list states where in RAM they are: {names(blocks, chosen)}")
         return
     lengths = [blocks[i].used_length for i in chosen]
     unsure = [i for i in chosen if lengths.count(blocks[i].used_length) > 1 or not sizes_told]
