@@ -13,8 +13,10 @@ from elftools.elf.elffile import ELFFile
 from tests.commandline import vmstream
 from tests.dumps import DumpRange, elf_ranges, lime_ranges, read_range
 from tests.kdumps import Kdump
+from tests.linux import Linux
 from tests.qemu import Guest, Qemu, check_range, has_machine
 from tests.truth import block_sums
+from vmstream import open as vmstream_open
 from vmstream.guest.physical import Evidence, physical_map
 from vmstream.stream.events import RAMBlock
 
@@ -540,3 +542,50 @@ def check_mapped(regions: list[tuple[int, int, int]], mapped: list[tuple[int, in
         assert outer[2] + gpa - outer[0] == offset, hex(gpa)
     hidden = sum(r[1] for r in regions) - sum(m[1] for m in mapped)
     assert 0 <= hidden <= 384 * KIB
+
+
+# What the guest had at the start is less than that.
+PLUGGED = """
+mkdir /t; mount -t tmpfs -o size=100% tmpfs /t
+echo READY
+while [ $(awk '/MemTotal/ {print $2}' /proc/meminfo) -lt 360000 ]; do sleep 0.2; done
+dd if=/dev/urandom of=/t/a bs=1M count=4 2>/dev/null
+for i in $(seq 40); do cat /t/a >/t/$i; done
+"""
+
+
+@pytest.mark.linux
+def test_memory_that_a_guest_has_plugged(tmp_path: Path) -> None:
+    """Linux fills virtio-mem and a DIMM added later, behind what is not plugged of the former."""
+    linux = Linux(
+        modules=["virtio_pci", "virtio_mem"], script=PLUGGED, append="memhp_default_state=online"
+    )
+    args = ["-M", "q35,nvdimm=on", "-accel", "tcg", "-m", "256M,slots=4,maxmem=4G",
+            *ram(("nv", 128), ("one", 512)), "-device", "nvdimm,memdev=nv",
+            "-device", "virtio-mem-pci,memdev=one,requested-size=128M",
+            *linux.args(tmp_path)]  # fmt: skip
+    with Qemu(args) as vm:
+        vm.wait_serial(b"READY")
+        vm.qmp("object-add", qom_type="memory-backend-ram", id="d", size=128 * MIB)
+        vm.qmp("device_add", driver="pc-dimm", id="dimm", memdev="d")
+        vm.wait_serial(b"BOOTED", 120)
+        vm.stop()
+        mapped = {block: tree(vm, block) for block in ("pc.ram", "nv", "one", "d")}
+        vm.migrate("exec:cat>guest.out")
+        stream, image = vm.path("guest.out"), tmp_path / "image"
+        found = extracted(stream, image, status=1)
+        # Both have 128 MiB: only the order in the list tells which is the NVDIMM.
+        (doubt,) = found["layout"]["doubts"]
+        assert "nv, d" in doubt
+        assert [(r["idstr"].rpartition("/")[2], r["gpa"], r["length"]) for r in
+                regions_of(found)[-3:]] == [
+            ("nv", FOUR_GIB, 128 * MIB), ("one", FOUR_GIB + 128 * MIB, 128 * MIB),
+            ("d", FOUR_GIB + 640 * MIB, 128 * MIB),
+        ]  # fmt: skip
+        with vmstream_open(stream) as opened, opened.memory() as memory:
+            for gpa, length, _ in (place for places in mapped.values() for place in places):
+                check_range(vm, image, gpa, length)
+                at = gpa
+                for chunk in vm.pmemsave(gpa, length):
+                    assert memory.read(at, len(chunk), fill=0) == chunk, hex(at)
+                    at += len(chunk)
