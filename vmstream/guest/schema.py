@@ -7,7 +7,8 @@ that end where the section does are worked out together, and a field is named on
 of them has it at the same place: the rest is of type 'ambiguous'. State that a function of its own
 writes, of any size, leaves nothing that the end could settle. Types are not in it either: 1, 2, 4
 and 8 bytes are taken for an unsigned number. All of that is inference.
-QEMU v10.1.0 migration/savevm.c dump_vmstate_vmsf(); `num` came with 8.1, and is looked for.
+QEMU v10.1.0 migration/savevm.c dump_vmstate_vmsf(); `num` came with 8.1 (patch
+"migration/vmstate-dump: Dump array size too", April 2023), and is looked for.
 
 Layouts are not listed one by one, since there can be 2^n of them: a set of places in the body is an
 integer with a bit for each, which a field shifts.
