@@ -37,8 +37,8 @@ MAX_DEPTH = 64
 MAX_ELEMENTS = 1 << 20
 
 # Descriptions of another stream that are held against one section, and fields in all.
-_MAX_ALIKE = 64
-_MAX_FIELDS_TRIED = 1 << 21
+_MAX_ALIKE = 16
+_MAX_FIELDS_TRIED = 1 << 20
 
 Value = int | bool | bytes | None
 
@@ -447,7 +447,7 @@ class _Borrowing:
         for one in there:
             if self._size(one) == size:
                 return one
-        for one in there:
+        for one in there if self.left > 0 else ():
             full = self._size(one)
             if full is not None and (made := self._fitted(one, full, section.body)) is not None:
                 return made
@@ -463,6 +463,7 @@ class _Borrowing:
 
     # Without the subsections that the section does not have, as those of an older machine type.
     def _fitted(self, one: Mapping[str, Any], full: int, body: bytes) -> Mapping[str, Any] | None:
+        self.left -= 1
         if full < len(body):
             return None
         try:
@@ -482,7 +483,7 @@ class _Borrowing:
             size, inner = field_size(f), f.get("struct")
             if self.left < 0 or at > len(body):
                 raise LookupError
-            if isinstance(inner, Mapping) and "array_len" not in f and body_size(inner) == size:
+            if isinstance(inner, Mapping) and "array_len" not in f and self._size(inner) == size:
                 made, end = self._without(inner, body, at)
                 fields.append({**f, "struct": made, "size": end - at})
                 at = end
