@@ -68,7 +68,7 @@ def extracted_both_ways(stream: Path, directory: Path) -> tuple[Path, dict[str, 
     ("machine", "findings"),
     [
         ("pc-i440fx-2.3", []),
-        ("pc-i440fx-2.0", ["unframed", "no-vmdescription"]),
+        ("pc-i440fx-2.0", ["header-scan", "no-vmdescription"]),
         # Machine types up to 1.7 lack the setting that turns the vmdescription off.
         ("pc-i440fx-1.4", []),
     ],

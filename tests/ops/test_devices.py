@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -11,10 +12,12 @@ import vmstream
 from tests.commandline import no_leftovers
 from tests.decoding import BytesSource
 from tests.ops.test_extract import pipe_of
+from tests.registers import x86
 from tests.streamwriter import simple_stream
-from tests.truth import FIXTURES, fixture_file, fixture_names, open_fixture
+from tests.truth import FIXTURES, fixture_file, fixture_names, load_manifest, open_fixture
 from vmstream.container.open import OpenStream
 from vmstream.errors import OutputError, StreamError
+from vmstream.guest.devices import DeviceTree, Section
 from vmstream.ops.devices import (
     Devices,
     cpus_report,
@@ -203,3 +206,51 @@ def test_api(tmp_path: Path) -> None:
         assert pc.value == 0x7D46
         # The events are there all the same.
         assert sum(1 for _ in stream) > 10
+
+
+@pytest.mark.parametrize(
+    ("name", "schema"),
+    [
+        ("own-old-pc-2.1", "own-old-pc-2.3"),
+        ("own-old-pc-2.1", "plain-7.2-pc"),
+        ("old-5.2-pc-i440fx-2.1", "plain-5.2-pc"),
+    ],
+)
+def test_schema_for_an_old_machine_type(name: str, schema: str) -> None:
+    """Its sections have headers alone, and no subsections that are newer than it."""
+    found = read(name)
+    assert [a.code for a in found.findings.kept] == ["header-scan"]
+    with_schema(found, BytesSource(open_fixture(schema), "schema"), None)
+    assert len(found.tree.undescribed) <= 1
+    (cpu,) = cpus_report(BytesSource(b""), found).cpus
+    theirs = x86(load_manifest(name)["registers"])
+    mine = {name: value for group in cpu.registers.values() for name, value in group.items()}
+    known = mine.keys() & theirs.keys()
+    assert len(known) > 30
+    assert {r: mine[r] & 0xFFFFFFFF for r in known} == {r: theirs[r] & 0xFFFFFFFF for r in known}
+    # What is left out is not made up: the bytes are covered, and nothing is raw.
+    for device in found.tree:
+        if device.path not in found.tree.undescribed:
+            assert sum(n.size for n in device.children) == device.size
+            assert "raw" not in {n.type for n in device.walk()}, device.path
+
+
+def test_a_schema_of_other_subsections() -> None:
+    def vmsd(name: str, *subs: dict[str, Any]) -> dict[str, Any]:
+        fields = [{"name": "a", "type": "uint8", "size": 1}]
+        return {"vmsd_name": name, "version": 1, "fields": fields, "subsections": subs}
+
+    inner = vmsd("s", vmsd("s/x"))
+    described = vmsd("d", vmsd("d/y"), vmsd("d/z")) | {"name": "d", "instance_id": 0}
+    described["fields"].append({"name": "s", "type": "struct", "size": 11, "struct": inner})
+    text = json.dumps({"devices": [described]}).encode()
+    x, y, z = (b"\5\3" + name + b"\0\0\0\1\7" for name in (b"s/x", b"d/y", b"d/z"))
+    for body in (b"12" + x + y + z, b"12", b"12" + x, b"12" + z, b"12" + x + z, b"12" + y):
+        tree = DeviceTree([Section(b"d", 0, 1, 0, body)], text, borrowed=True)
+        assert not tree.undescribed
+        names = [n.name for n in tree[0].walk()]
+        assert [n in names for n in ("s/x", "d/y", "d/z")] == [p in body for p in (x, y, z)]
+        assert "raw" not in {n.type for n in tree[0].walk()}
+    for rest in (b"3", z + y, y[:-2] + b"\2\7", y[:-1], b"\5\3d/w\0\0\0\1\7"):
+        section = Section(b"d", 0, 1, 0, b"12" + rest)
+        assert DeviceTree([section], text, borrowed=True).undescribed

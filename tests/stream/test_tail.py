@@ -10,8 +10,9 @@ import pytest
 from hypothesis import given, settings, strategies as st
 
 from tests import streamwriter as sw
-from tests.decoding import assert_tiles
+from tests.decoding import assert_tiles, decode
 from tests.streamwriter import Device, Field, StreamWriter, Subsection
+from tests.truth import open_fixture
 from vmstream.errors import FormatError, IntegrityError, LimitError, StreamError, TruncatedError
 from vmstream.stream.events import (
     Anomaly,
@@ -26,11 +27,13 @@ from vmstream.stream.events import (
     VMDescription,
 )
 from vmstream.stream.tail import (
+    _HEADS_AT_A_TIME,
     FOOTER_SIZE,
     MAX_FRAMES_TRIED,
     Tail,
     describe,
     find_footer,
+    find_heads,
     find_vmdescriptions,
     frame_tail,
     has_footer,
@@ -355,7 +358,7 @@ def check(w: StreamWriter, framing: str, **kwargs: Any) -> list[Event]:
     assert [(s.section_id, s.idstr) for s in of(events, SectionStart)] == heads
     assert len(of(events, SectionFooter)) == len(w.items_of("FOOTER"))
     assert len(of(events, EndOfStream)) == 1
-    assert not of(events, EndOfStream)[0].inferred
+    assert of(events, EndOfStream)[0].inferred == (framing == "header-scan")
     assert len(of(events, VMDescription)) == len(w.items_of("VMDESCRIPTION"))
     return events
 
@@ -481,7 +484,41 @@ def test_a_size_beyond_everything(size: int) -> None:
 
 
 def test_neither_footers_nor_a_description() -> None:
-    w = written(footers=False, vmdescription=False)
+    (told,) = of(check(bare(DEVICES), "header-scan", footers=False), Anomaly)
+    assert (told.severity, told.code) == ("info", "header-scan")
+    assert "3 follow" in told.message
+    # Ids that QEMU left out, and sections of a higher priority, whose ids are not the lowest.
+    check(bare(numbered(0, 4, 5, 40)), "header-scan", footers=False)
+    check(bare(numbered(52, 60, 0, 4)), "header-scan", footers=None)
+    check(bare(numbered(12, 9, 20, 0, 30)), "header-scan", footers=False)
+
+
+def bare(devices: tuple[Device, ...]) -> StreamWriter:
+    return written(devices, footers=False, vmdescription=False)
+
+
+def numbered(*ids: int, body: bytes = b"state") -> tuple[Device, ...]:
+    return tuple(Device(f"d{i}", section_id=i, old_style=body) for i in ids)
+
+
+@pytest.mark.parametrize(
+    "devices",
+    [
+        numbered(7),
+        numbered(1, 2, 2, 3),
+        numbered(0, 5, 3, 9),
+        numbered(1, 2, body=bytes(sw.section_header(4, 2, "d2", 0, 0))),
+        numbered(1, body=sw.section_header(4, 9, "d\x01", 0, 0)),
+        numbered(1, body=sw.section_header(4, 9, "dev", 0, 1 << 16)),
+        numbered(1, body=sw.section_header(4, 1 << 16, "dev", 0, 0)),
+        numbered(1, body=sw.section_header(4, 9, "d" * 200, 0, 0)[:-2]),
+        # One header in another.
+        numbered(1, body=sw.section_header(4, 9, "dev", 0, 4) + HEADER[1:]),
+    ],
+    ids=range(9),
+)  # fmt: skip
+def test_headers_that_contradict_each_other_or_are_none(devices: tuple[Device, ...]) -> None:
+    w = bare(devices)
     events = framed(bytes(w), footers=False)
     assert not errors(events)
     (gap,) = of(events, Gap)
@@ -489,8 +526,39 @@ def test_neither_footers_nor_a_description() -> None:
     assert (gap.offset, gap.end) == (BASE + first.offset, BASE + len(w.data) - 1)
     (told,) = of(events, Anomaly)
     assert (told.severity, told.code) == ("info", "unframed")
+    assert ("ambiguous" in told.message) == (len(find_heads_of(w)) > 1)
     (end,) = of(events, EndOfStream)
     assert end.inferred
+
+
+def find_heads_of(w: StreamWriter) -> list[tuple[int, int]]:
+    return list(find_heads(memoryview(bytes(w))))
+
+
+@pytest.mark.parametrize("name", ["devices-11.1-q35", "old-5.2-pc-1.0", "s390x-10.0", "own-isapc"])
+def test_headers_alone_tell_what_real_descriptions_do(name: str) -> None:
+    """Real device sections without what an old machine type does not write."""
+    data, kept, truth, begun = open_fixture(name), bytearray(), [], False
+    for event in decode(data).events:
+        begun = begun or (isinstance(event, SectionStart) and event.section_type == 4)
+        if begun and isinstance(event, SectionStart | Payload | EndOfStream):
+            kept += data[event.offset : event.end]
+            if isinstance(event, Payload):
+                truth.append((event.section_id, bytes(event.data)))
+    events = framed(bytes(kept), footers=False)
+    assert [(p.section_id, bytes(p.data)) for p in of(events, Payload)] == truth
+    assert len(truth) > 10
+
+
+@pytest.mark.parametrize("size", [_HEADS_AT_A_TIME, 3 * _HEADS_AT_A_TIME])
+def test_headers_over_the_stretches_they_are_looked_for_in(size: int) -> None:
+    head = sw.section_header(4, 0x1234, "n" * 255, 7, 3)
+    for shift in (-len(head), -len(head) + 1, -6, -1, 0, 1):
+        data = bytes(size + shift) + head + bytes(3)
+        assert list(find_heads(memoryview(data))) == [(size + shift, 0x1234)]
+    for pattern in (b"\4", b"\4\0\0\0\1\2AA", b"\4\0\0AB\xffA"):
+        found = list(find_heads(memoryview(pattern * (size // len(pattern)))))
+        assert not found or pattern == b"\4\0\0\0\1\2AA"
 
 
 def test_neither_and_no_end() -> None:

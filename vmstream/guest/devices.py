@@ -36,6 +36,10 @@ _SUBSECTION = 5
 MAX_DEPTH = 64
 MAX_ELEMENTS = 1 << 20
 
+# Descriptions of another stream that are held against one section, and fields in all.
+_MAX_ALIKE = 16
+_MAX_FIELDS_TRIED = 1 << 20
+
 Value = int | bool | bytes | None
 
 
@@ -309,7 +313,8 @@ class DeviceTree(Sequence[Node]):
         sections: The device sections.
         text: The vmdescription; without one every body is raw.
         borrowed: The vmdescription is that of another stream: it counts for a section of the same
-            name and version only if it has the same size, and then it is an inference.
+            name and version only if it has the same size, but for subsections that are absent, and
+            then it is an inference.
         static: What `qemu -M X -dump-vmstate FILE` wrote, for sections without a description.
     """
 
@@ -387,17 +392,20 @@ class DeviceTree(Sequence[Node]):
         for (idstr, _), there in waiting.items():
             kinds.setdefault(idstr.rpartition(b"/")[2], []).extend(there)
         found = {}
+        borrowing = _Borrowing()
         for number, section in enumerate(self._sections):
             there = waiting.get((section.idstr, section.instance_id), [])
+            described: Mapping[str, Any] | None = None
             if self._borrowed:
                 alike = kinds.get(section.idstr.rpartition(b"/")[2], [])
-                there = [d for d in (*there, *alike) if _fits(d, section)]
-            if there:
-                found[number] = there[0] if self._borrowed else there.pop(0)
-            elif self._static is not None:
-                inferred = self._static.describe(section.idstr, section.version_id, section.body)
-                if inferred is not None:
-                    found[number] = inferred
+                tried = (*there[:_MAX_ALIKE], *alike[:_MAX_ALIKE])
+                described = borrowing.describe(section, tried)
+            elif there:
+                described = there.pop(0)
+            if described is None and self._static is not None:
+                described = self._static.describe(section.idstr, section.version_id, section.body)
+            if described is not None:
+                found[number] = described
         return found
 
     def _descriptions(self) -> Sequence[Mapping[str, Any]]:
@@ -424,16 +432,72 @@ class DeviceTree(Sequence[Node]):
         )
 
 
-# Whether the description of another stream can be of a section: it has its version and its size.
-def _fits(description: Mapping[str, Any], section: Section) -> bool:
-    try:
-        size = body_size(description)
-    except (KeyError, TypeError, ValueError):
-        return False
-    return size == len(section.body) and description.get("version", None) in (
-        section.version_id,
-        None,
-    )
+class _Borrowing:
+    """What of another stream's vmdescription can be of a section: its version and its size."""
+
+    def __init__(self) -> None:
+        self.left = _MAX_FIELDS_TRIED
+        self.sizes: dict[int, int | None] = {}
+
+    def describe(
+        self, section: Section, tried: Sequence[Mapping[str, Any]]
+    ) -> Mapping[str, Any] | None:
+        size = len(section.body)
+        there = [d for d in tried if d.get("version") in (section.version_id, None)]
+        for one in there:
+            if self._size(one) == size:
+                return one
+        for one in there if self.left > 0 else ():
+            full = self._size(one)
+            if full is not None and (made := self._fitted(one, full, section.body)) is not None:
+                return made
+        return None
+
+    def _size(self, one: Mapping[str, Any]) -> int | None:
+        if id(one) not in self.sizes:
+            try:
+                self.sizes[id(one)] = body_size(one)
+            except (KeyError, TypeError, ValueError, AttributeError):
+                self.sizes[id(one)] = None
+        return self.sizes[id(one)]
+
+    # Without the subsections that the section does not have, as those of an older machine type.
+    def _fitted(self, one: Mapping[str, Any], full: int, body: bytes) -> Mapping[str, Any] | None:
+        self.left -= 1
+        if full < len(body):
+            return None
+        try:
+            made, end = self._without(one, body, 0)
+        except (LookupError, TypeError, ValueError, AttributeError):
+            return None
+        return made if end == len(body) else None
+
+    # A subsection is there where its frame is. Those of a struct come behind its fields.
+    # QEMU v10.1.0 migration/vmstate.c vmstate_subsection_load().
+    def _without(
+        self, vmsd: Mapping[str, Any], body: bytes, at: int
+    ) -> tuple[Mapping[str, Any], int]:
+        fields, subsections = [], []
+        for f in vmsd.get("fields", ()):
+            self.left -= 1
+            size, inner = field_size(f), f.get("struct")
+            if self.left < 0 or at > len(body):
+                raise LookupError
+            if isinstance(inner, Mapping) and "array_len" not in f and self._size(inner) == size:
+                made, end = self._without(inner, body, at)
+                fields.append({**f, "struct": made, "size": end - at})
+                at = end
+            else:
+                fields.append(f)
+                at += size
+        for sub in vmsd.get("subsections", ()):
+            name = _encoded(str(sub["vmsd_name"]))
+            head = bytes([_SUBSECTION, len(name) & 0xFF]) + name
+            version = int(sub["version"]).to_bytes(4, "big")
+            if body.startswith(head + version, at):
+                made, at = self._without(sub, body, at + len(head) + len(version))
+                subsections.append(made)
+        return {**vmsd, "fields": fields, "subsections": subsections}, at
 
 
 # A pattern of paths as a function; brackets stand for themselves.

@@ -7,7 +7,8 @@ that end where the section does are worked out together, and a field is named on
 of them has it at the same place: the rest is of type 'ambiguous'. State that a function of its own
 writes, of any size, leaves nothing that the end could settle. Types are not in it either: 1, 2, 4
 and 8 bytes are taken for an unsigned number. All of that is inference.
-QEMU v10.1.0 migration/savevm.c dump_vmstate_vmsf(); `num` came with 8.1, and is looked for.
+QEMU v10.1.0 migration/savevm.c dump_vmstate_vmsf(); `num` came with 8.1 (patch
+"migration/vmstate-dump: Dump array size too", April 2023), and is looked for.
 
 Layouts are not listed one by one, since there can be 2^n of them: a set of places in the body is an
 integer with a bit for each, which a field shifts.
@@ -31,9 +32,13 @@ _MAX_SIZE = 1 << 48
 # Bytes of sets that are worked through for one section and for all before they are given up; what
 # a step costs at the least; elements.
 _MAX_WORK = 1 << 27
-_MAX_WORK_IN_ALL = 1 << 30
+_MAX_WORK_IN_ALL = 1 << 29
 _STEP_WORK = 512
 _MAX_STEPS = 1 << 17
+
+# Device types of one name, and what it costs at the least to hold a section against one.
+_MAX_KINDS = 64
+_KIND_WORK = 1 << 13
 
 _INTEGERS = {1: "uint8", 2: "uint16", 4: "uint32", 8: "uint64"}
 
@@ -94,7 +99,7 @@ class StaticSchema:
                 vmsd = kind.get("Description")
                 if vmsd is not None:
                     there = kinds.setdefault(str(vmsd["name"]), [])
-                    if vmsd not in there:
+                    if len(there) <= _MAX_KINDS and vmsd not in there:
                         there.append(vmsd)
         except RecursionError as exc:
             raise ValueError("nested too deep") from exc
@@ -118,7 +123,10 @@ class StaticSchema:
             `None` if no device type of that name can have this version and size.
         """
         found: list[dict[str, Any]] = []
-        for vmsd in self._named(idstr.decode("utf-8", "surrogateescape")):
+        named = self._named(idstr.decode("utf-8", "surrogateescape"))
+        if named and (self._left[0] <= 0 or len(named) > _MAX_KINDS):
+            return _vmsd(str(named[0]["name"]), version, [_ambiguous(0, len(body))])
+        for vmsd in named:
             described = self._layout(vmsd, version, body)
             if described is not None and described not in found:
                 found.append(described)
@@ -137,6 +145,7 @@ class StaticSchema:
             low = _number(vmsd["minimum_version_id"], signed=True)
             if not low <= version <= _number(vmsd["version_id"], signed=True):
                 return None
+            self._left[0] -= _KIND_WORK
             steps = tuple(_steps(vmsd, version, 0))
         except (KeyError, TypeError, ValueError, AttributeError):
             return None
@@ -323,6 +332,8 @@ class _Layouts:
                     break
             return places
         found = reached = self._once(step, places, back=back)
+        if self.stretch and step.inner is not None:
+            found |= places  # an array of structs may have no element
         while reached and self._stretches(step):
             self._spend()
             reached = self._once(step, reached, back=back) & ~found

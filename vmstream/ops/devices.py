@@ -315,6 +315,8 @@ def cpus_report(source: Source, found: Devices) -> models.CPUsReport:
         why = "no cpu section is known"
         if found.text is None:
             why = "the stream has no vmdescription; --schema takes that of another one"
+            if found.schema is not None:
+                why = "that of the other stream describes none of its cpu sections"
             if found.static is not None:
                 why += ", not what -dump-vmstate writes, which has no registers"
         raise OutputError(f"{source.name}: no CPU to show: {why}")

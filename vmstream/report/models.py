@@ -108,8 +108,8 @@ class SectionReport:
         ended: Its END was seen; `None` for a device.
         packaged: It stands in a PACKAGED command.
         framing: How the end of the state was found: 'records' and 'vmdescription' are stated by
-            the stream, 'footer-scan' is inferred, 'footer-scan, confirmed' agrees with the
-            vmdescription that came later, 'none' is not found.
+            the stream, 'footer-scan' and 'header-scan' are inferred, 'footer-scan, confirmed'
+            agrees with the vmdescription that came later, 'none' is not found.
     """
 
     section_id: int

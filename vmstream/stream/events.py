@@ -423,7 +423,8 @@ class Payload:
 
     Attributes:
         section_id: Whose body it is.
-        framing: How its end was found: 'vmdescription' (stated), 'footer-scan' (inferred).
+        framing: How its end was found: 'vmdescription' (stated), 'footer-scan' or 'header-scan'
+            (inferred).
         data: The bytes, borrowed until the next event is asked for.
         final: The body ends here.
     """

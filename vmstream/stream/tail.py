@@ -3,7 +3,8 @@
 The body of a device section ends where the vmdescription says, and that comes behind all of
 them. So the sections behind the last RAM section are held until the input ends, the
 vmdescription is found by its frame, and then everything is framed forward, each footer
-checked. Without it the ends are inferred from the footers; without those they are unknown.
+checked. Without it the ends are inferred from the footers; without those from the headers of the
+sections behind, if all that look like headers agree.
 """
 
 from __future__ import annotations
@@ -12,6 +13,8 @@ import re
 from collections import deque
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
+
+import numpy as np
 
 from vmstream.errors import (
     FormatError,
@@ -46,6 +49,11 @@ _FRAME = struct_of(grammar.VMDESCRIPTION_HEAD)
 MAX_FRAMES_TRIED = 16
 _PLAUSIBLE_COMMAND = 64
 _PLAUSIBLE_VERSION = 1 << 16
+
+# Of headers that are looked for in device state: bytes of a name at the least, and bytes that are
+# looked through at a time.
+_SHORTEST_NAME = 2
+_HEADS_AT_A_TIME = 1 << 20
 
 FOOTER_SIZE: int = _FOOTER.size
 
@@ -149,6 +157,37 @@ def find_footer(
     return max(start, len(data) - FOOTER_SIZE + 1), False
 
 
+def find_heads(data: memoryview) -> Iterator[tuple[int, int]]:
+    """Yield (position, section id) of what can be the header of a FULL section, in order.
+
+    Ids and versions are below 65,536, as in all streams of QEMU.
+
+    Wire:
+        `grammar.SECTION_HEAD`: type, be32 id, u8 length and name, be32 instance, be32 version.
+
+    Memory:
+        Some 20 MiB, however long `data` is.
+    """
+    octets = np.frombuffer(data, np.uint8)
+    for begin in range(0, len(octets), _HEADS_AT_A_TIME):
+        here = octets[begin : begin + _HEADS_AT_A_TIME + parse.LONGEST_SECTION_HEAD]
+        last = min(_HEADS_AT_A_TIME, len(here) - parse.SHORTEST_SECTION_HEAD + 1)
+        if last <= 0:
+            return
+        is_full = here[:last] == SectionType.QEMU_VM_SECTION_FULL
+        places = np.flatnonzero(is_full & (here[1 : last + 1] == 0) & (here[2 : last + 2] == 0))
+        sizes = here[places + 5].astype(np.int64)
+        ends = places + sizes + parse.SHORTEST_SECTION_HEAD
+        fits = (sizes >= _SHORTEST_NAME) & (ends <= len(here))
+        places, sizes, ends = places[fits], sizes[fits], ends[fits]
+        other = np.zeros(len(here) + 1, np.int32)
+        np.cumsum((here < 0x20) | (here > 0x7E), out=other[1:])
+        named = other[places + 6] == other[places + 6 + sizes]
+        named &= (here[ends - 4] == 0) & (here[ends - 3] == 0)
+        for place in places[named].tolist():
+            yield begin + place, int(here[place + 3]) << 8 | int(here[place + 4])
+
+
 def has_footer(data: memoryview, pos: int, section_id: int) -> bool:
     """Whether the footer of this section stands at `pos`."""
     return bytes(data[pos : pos + FOOTER_SIZE]) == _FOOTER.pack(
@@ -203,6 +242,7 @@ class _Framer:
         self.footers = tail.footers
         self.frame = frame
         self.layouts = frame.layout.queues() if frame else {}
+        self.heads: deque[int] | None = None  # where the sections behind start, by inference
 
     def events(self) -> Iterator[Event]:
         try:
@@ -347,20 +387,68 @@ class _Framer:
                 advice="the device state or the vmdescription is damaged",
             )
         # Neither footers nor a description: no boundary from here on is on the wire.
-        if self.frame is None and limit > begin and self.tail.at_end and not self.tail.packaged:
+        whole = self.frame is None and self.tail.at_end and not self.tail.packaged
+        if whole and limit > begin:
             limit -= self.data[limit - 1] == SectionType.QEMU_VM_EOF
-        if limit > begin:
+        scanned = self.heads is not None
+        why = ""
+        if whole and not scanned:
+            heads, why = self._scan_heads(head, limit)
+            if heads:
+                self.heads, self.footers, scanned = heads, False, True
+                yield self._headers_told(head, begin, len(heads))
+        if self.heads:
+            yield self._payload(self.heads.popleft(), head, "header-scan")
+            return
+        if scanned and limit < len(self.data):
+            yield self._payload(limit, head, "header-scan")
+        elif limit > begin:
             yield self._gap(limit, "device state without footers and vmdescription: not framed")
-        yield Anomaly(
+        if not scanned:
+            yield Anomaly(
+                self._at(begin),
+                self._at(begin),
+                "info",
+                "unframed",
+                f"offset {self._at(begin):#x}, {describe(head)}: the stream has neither section "
+                f"footers nor a vmdescription, so device sections cannot be told apart from here "
+                f"on{why}",
+            )
+        if self.frame is None and not self.tail.packaged:
+            yield from self._inferred_end()
+
+    # Where the sections behind this one start, if all that looks like a header can be one: QEMU
+    # counts section ids up as devices register, and leaves out those that have nothing to send.
+    # Those of a higher priority come first, so an id below all before may follow. Of two headers
+    # that contradict each other at least one is data.
+    # QEMU v7.2.0 migration/savevm.c savevm_state_handler_insert(), vmstate_save().
+    def _scan_heads(self, head: parse.SectionHead, limit: int) -> tuple[deque[int], str]:
+        found: deque[int] = deque()
+        last = lowest = head.section_id
+        seen, free = {last}, self.pos
+        for place, section_id in find_heads(self.data[self.pos : limit]):
+            at = self.pos + place
+            if lowest < section_id < last or section_id in seen or at < free:
+                return deque(), (
+                    f"; at {self._at(at):#x} stands what looks like the header of section "
+                    f"{section_id}, behind that of section {last}: ambiguous"
+                )
+            found.append(at)
+            seen.add(section_id)
+            last, lowest = section_id, min(lowest, section_id)
+            free = at + parse.SHORTEST_SECTION_HEAD + self.data[at + 5]
+        return found, ""
+
+    def _headers_told(self, head: parse.SectionHead, begin: int, count: int) -> Anomaly:
+        return Anomaly(
             self._at(begin),
             self._at(begin),
             "info",
-            "unframed",
+            "header-scan",
             f"offset {self._at(begin):#x}, {describe(head)}: the stream has neither section "
-            "footers nor a vmdescription, so device sections cannot be told apart from here on",
+            f"footers nor a vmdescription; that this section ends, and {count} follow, is inferred "
+            "from their headers, whose ids agree",
         )
-        if self.frame is None and not self.tail.packaged:
-            yield from self._inferred_end()
 
     # The last byte of an unframed tail: 0 is what EOF would be.
     def _inferred_end(self) -> Iterator[Event]:

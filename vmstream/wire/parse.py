@@ -38,6 +38,7 @@ from vmstream.wire.layout import is_legal_flags
 Buffer = bytes | memoryview
 
 LONGEST_SECTION_HEAD = 1 + 4 + 256 + 4 + 4
+SHORTEST_SECTION_HEAD = 1 + 4 + 1 + 4 + 4
 LONGEST_SNAPSHOT = 40 + QCOW2_MAX_SNAPSHOT_EXTRA + 2 * 0xFFFF
 QCOW2_HEADER_SIZE = 112  # the part of it that is read
 
