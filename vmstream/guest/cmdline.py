@@ -33,7 +33,7 @@ _ALWAYS = re.compile(
 )
 _X86_BOARD = (
     r"dma|i8259|ioapic|hpet|mc146818rtc|i8254|pcspk|ps2kbd|ps2mouse|pckbd|vmmouse|port92|fdc|acpi-ged"
-    r"|isa-ide|kvm_i8259|kvm-ioapic|kvm-pit|smbus-eeprom|vmport"
+    r"|isa-ide|kvm_i8259|kvm-ioapic|kvm-pit|smbus-eeprom|vmport|pflash_cfi01"
 )
 _BOARD = {
     "pc": re.compile(_X86_BOARD + r"|0000:00:00\.0/.*|0000:00:01\.[013]/.*"),
@@ -211,7 +211,9 @@ class _Builder:
         self.owners = {path.rpartition("/")[0] for path in self.sections} - {""}
         self.made: Counter[str] = Counter()
         self.slirps = self.counts["slirp"]
-        self.plugged: list[int] = []
+        self.plugged: list[int] = []  # blocks of memory devices, those of DIMMs first
+        self.dimms: list[int] = []
+        self.placed: dict[int, int] = {}  # address of each block that has one
 
     def build(self, uuid: str | None, capabilities: Sequence[str]) -> CommandLine:
         line = self.line
@@ -225,6 +227,7 @@ class _Builder:
         line.add("-nodefaults", None, "inferred", "devices are listed one by one")
         self._serial()
         self._devices()
+        self._dimms()
         self._firmware()
         line.not_stated[:0] = [
             "the CPU model and its features (-cpu); the default is used",
@@ -298,16 +301,15 @@ class _Builder:
         if not ram:
             self.line.not_stated.append("the size of RAM (-m): no block looks like it")
             return
-        placed: dict[int, int] = {}
         try:
             layout = physical_map(self.evidence)
             boot = list(layout.boot)
             for region in layout.regions:
-                placed.setdefault(region.block, region.gpa)
+                self.placed.setdefault(region.block, region.gpa)
         except OutputError as exc:
             boot = ram
             self.line.not_stated.append(f"which blocks are RAM and which plugged memory: {exc}")
-        dimms = [i for i in ram if i not in boot]
+        self.dimms = dimms = [i for i in ram if i not in boot]
         self.plugged = dimms + [
             i
             for i in ram_blocks(blocks, pluggable=True)
@@ -334,12 +336,13 @@ class _Builder:
         elif named:
             self.line.add("-machine", f"memory-backend={escaped(self._backend_id(boot[0]))}",
                           "inferred", "the block of RAM has a name of the user's")  # fmt: skip
-        self._dimms(dimms, placed, slots)
 
     # In the order of their addresses DIMMs have slots, which ACPI counts as enabled unless there is
-    # an NVDIMM in them.
-    def _dimms(self, dimms: list[int], placed: dict[int, int], slots: list[bool]) -> None:
-        dimms.sort(key=lambda i: placed.get(i, 1 << 64))
+    # an NVDIMM in them. virtio-mem states its place, and comes ahead of what fills the rest.
+    def _dimms(self) -> None:
+        alone = len(self.plugged) == len(self.dimms)
+        dimms = sorted(self.dimms, key=lambda i: self.placed.get(i, 1 << 64))
+        slots = self._slots()
         plain = slots[: len(dimms)]
         if not slots or sum(plain) != sum(slots):
             plain = [True] * len(dimms)
@@ -349,8 +352,8 @@ class _Builder:
             self._backend(i)
             kind = "pc-dimm" if plain[n] else "nvdimm"
             options = [f"memdev={escaped(self._backend_id(i))}"]
-            if i in placed:
-                options.append(f"addr={placed[i]:#x}")
+            if alone and i in self.placed:
+                options.append(f"addr={self.placed[i]:#x}")
             self._add_device(kind, [*options, f"slot={n}"], "a block beside the machine's RAM")
             if not plain[n]:
                 self.line.not_stated.append(
@@ -396,12 +399,18 @@ class _Builder:
         if ports:
             self.line.not_stated.append("where serial ports go: 'null' stands for it")
 
+    # The stream has what flash holds, but a machine of x86 has flash if it has an image for it.
     def _firmware(self) -> None:
-        flash = [n for n in self.blocks if re.fullmatch(r"system\.flash\d|virt\.flash\d", n)]
-        if any(n.startswith("system.flash") for n in flash):
+        for name, block in self.blocks.items():
+            flash = re.fullmatch(r"system\.flash(\d)", name)
+            if flash is None:
+                continue
+            ident = f"pflash{flash[1]}"
+            value = f"driver=null-co,node-name={ident},read-zeroes=on,size={block.used_length}"
+            self.line.add("-blockdev", value, "inferred", f"stands for the image of {name}")
+            self.line.add("-machine", f"{ident}={ident}", "inferred", f"block {name!r}")
             self.line.not_stated.append(
-                f"the firmware image behind {', '.join(flash)} "
-                "(-drive if=pflash,unit=N,file=..., of the same size), such as OVMF"
+                f"the file of {name} (-blockdev {ident}), such as OVMF; its content is loaded"
             )
 
     # -- devices --------------------------------------------------------------------------------
@@ -647,6 +656,10 @@ class _Builder:
                 if self.evidence.blocks[i].idstr.decode("utf-8", "replace").startswith(f"{path}/"):
                     self._backend(i)
                     found.append(f"memdev={escaped(self._backend_id(i))}")
+            # In a section of its own since QEMU 8.1.
+            early = (s for s in self.sections[path] if "device-early" in s.name)
+            if address := _value({n.name: n for s in early for n in s.walk()}, "addr"):
+                found.append(f"memaddr={address:#x}")
         if kind.startswith("virtio-net"):
             found += self._network(node, kind, path, queues)
             if _value(values, "has_vnet_hdr"):
