@@ -42,7 +42,7 @@ MACHINES: dict[str, tuple[str, list[str], list[str], set[str]]] = {
     "virtio-mem": ("x86_64", ["-M", "q35", "-m", "32M,slots=1,maxmem=1G",
         "-object", "memory-backend-ram,id=m1,size=256M", "-device", "virtio-mem-pci,memdev=m1"],
         [], {"virtio-mem-pci,bus=pcie.0,addr=01.0,memdev=m1"}),
-    "q35": ("x86_64", ["-M", "q35", "-m", "32M", *DISK,
+    "q35": ("x86_64", ["-M", "q35", "-m", "32M,slots=5,maxmem=1G", "-smp", "1,maxcpus=3", *DISK,
         "-device", "pcie-root-port,id=rp,chassis=3,addr=4,port=16,slot=5,multifunction=on",
         "-device", "pcie-root-port,id=rp2,chassis=4,addr=4.1,port=17",
         "-device", "virtio-scsi-pci,bus=rp,id=s", "-device", "virtio-rng-pci,disable-legacy=on",

@@ -19,6 +19,7 @@ from vmstream.guest.physical import Evidence, machine_family, physical_map, ram_
 from vmstream.stream.events import RAMBlock
 
 _MIB = 1 << 20
+_GIB = 1 << 30
 
 # Names that a machine gives its RAM when nobody names it.
 _DEFAULT_RAM = re.compile(
@@ -120,7 +121,7 @@ _CCW_PATH = re.compile(r"/([0-9a-f]+)\.([0-3])\.([0-9a-f]{4})")
 _MMIO_PATH = re.compile(r"virtio-mmio@([0-9a-f]+)")
 _VIO = re.compile(r"(l-lan|v-scsi)@([0-9a-f]+)")
 _PACKED, _IOMMU_PLATFORM = 34, 33
-_DISK_SIZE = 1 << 30
+_DISK_SIZE = _GIB
 _XHCI_PORTS = 8  # unless asked for
 _NO_PATH = 9  # such a device may be on a bus of any other's
 
@@ -221,7 +222,9 @@ class _Builder:
         self._memory()
         cpus = self.counts["cpu_common"]
         if cpus:
-            line.add("-smp", str(cpus), "wire", f"{cpus} cpu_common sections; topology unknown")
+            most = len(self._hotplug("is_removing"))
+            value = f"{cpus},maxcpus={most}" if most > cpus else str(cpus)
+            line.add("-smp", value, "wire", f"{cpus} cpu_common sections; topology unknown")
         if uuid is not None:
             line.add("-uuid", uuid, "wire", "configuration/uuid")
         line.add("-nodefaults", None, "inferred", "devices are listed one by one")
@@ -318,12 +321,12 @@ class _Builder:
         ]
         size = sum(blocks[i].used_length for i in boot)
         value = _size(size)
-        slots = self._slots()
-        if self.plugged:
-            most = size + sum(_gib_up(blocks[i].used_length) for i in self.plugged)
+        slots = self._hotplug("is_enabled")
+        if self.plugged or slots:
+            most = size + max(sum(_gib_up(blocks[i].used_length) for i in self.plugged), _GIB)
             value += f",slots={len(slots) or max(len(dimms), 1)},maxmem={_size(_gib_up(most))}"
             self.line.not_stated.append("maxmem of -m; the least that fits is used")
-        source = "inferred" if self.plugged or len(boot) > 1 else "wire"
+        source = "inferred" if self.plugged or slots or len(boot) > 1 else "wire"
         self.line.add("-m", value, source, "sizes of " + self._listed(boot))
         named = [i for i in boot if not _DEFAULT_RAM.fullmatch(blocks[i].idstr)]
         for i in named:
@@ -342,7 +345,7 @@ class _Builder:
     def _dimms(self) -> None:
         alone = len(self.plugged) == len(self.dimms)
         dimms = sorted(self.dimms, key=lambda i: self.placed.get(i, 1 << 64))
-        slots = self._slots()
+        slots = [entry["is_enabled"].value is True for entry in self._hotplug("is_enabled")]
         plain = slots[: len(dimms)]
         if not slots or sum(plain) != sum(slots):
             plain = [True] * len(dimms)
@@ -360,14 +363,16 @@ class _Builder:
                     f"label-size and file of NVDIMM {self._backend_id(i)} (memory-backend-file)"
                 )
 
-    # QEMU v10.1.0 hw/acpi/memory_hotplug.c vmstate_memory_hotplug: an entry for each slot.
-    def _slots(self) -> list[bool]:
+    # QEMU v10.1.0 hw/acpi/memory_hotplug.c vmstate_memhp_sts, hw/acpi/cpu.c vmstate_cpuhp_sts: an
+    # entry for each slot, or each CPU that there can be.
+    def _hotplug(self, known_by: str) -> list[dict[str, Node]]:
         for device in self.devices:
             if device.name.partition("[")[0].endswith(("_pm", "/ICH9LPC", "acpi-ged")):
                 for node in device.walk():
                     if node.name == "devs" and node.type == "array":
-                        return [any(c.name == "is_enabled" and c.value is True for c in s.children)
-                                for s in node.children]  # fmt: skip
+                        entries = [{c.name: c for c in entry.children} for entry in node.children]
+                        if entries and known_by in entries[0]:
+                            return entries
         return []
 
     def counts_of(self, name: str) -> int:
