@@ -111,7 +111,7 @@ def test_qemu_loads_it(name: str) -> None:
     with Qemu([*args, "-accel", "tcg"], binary=binary, files=files) as vm:
         if devices and arch == "x86_64":
             vm._wait(lambda: "0x0" in vm.hmp("info pic"), 10, "a guest")
-            time.sleep(0.5)  # firmware looks for disks
+            time.sleep(0.4)  # firmware looks for disks
         data = saved(vm)
     report = report_of(data)
     assert not report.unknown
