@@ -93,7 +93,7 @@ def test_apic() -> None:
     with Qemu(["-M", "pc", "-accel", "tcg", "-m", "16M"]) as vm:
         time.sleep(1)
         vm.stop()
-        truth = vm.hmp("info lapic")
+        truth, pic = vm.hmp("info lapic"), vm.hmp("info pic")
         vm.migrate("exec:cat>guest.out")
         data = vm.path("guest.out").read_bytes()
     (apic,) = tree_of(data).find("apic[0]")
@@ -111,3 +111,27 @@ def test_apic() -> None:
         assert line is not None
         assert ("masked" in said) == ("masked" in line[0])
         assert re.search(said.split()[1], line[0], re.IGNORECASE)
+    check_pic(data, pic)
+
+
+def check_pic(data: bytes, truth: str) -> None:
+    """Interrupt controllers as `info pic` has them."""
+    tree = tree_of(data)
+    for number, line in re.findall(r"^pic(\d): (.*)$", truth, re.MULTILINE):
+        (pic,) = tree.find(f"i8259[{number}]")
+        words = {n.name: meaning(n) for n in pic.children}
+        for name, value in re.findall(r"(irr|imr|isr|elcr)=(\w\w)", line):
+            bits = [n + 8 * int(number) for n in range(8) if int(value, 16) >> n & 1]
+            assert words[name] == ("IRQ " + " ".join(map(str, bits)) if bits else "none")
+    # pin, number, value, dest=, vec=, active-hi or lo, edge or level, masked or not, kind, mode
+    pins = [line.split() for line in truth.splitlines() if line.startswith("  pin ")]
+    assert len(pins) == 24
+    (table,) = tree.find("ioapic[0]/ioredtbl")
+    expected = [
+        f"pin {words[1]} {words[-2]} {int(words[4].removeprefix('vec=')):#x} to "
+        f"{words[-1].replace('physical', 'APIC')} {int(words[3][5:], 16):#x}"
+        f"{' low' * ('active-lo' in words)}{' level' * ('level' in words)}"
+        for words in pins
+        if "masked" not in words
+    ]
+    assert meaning(table) == (", ".join(expected) or "all masked")

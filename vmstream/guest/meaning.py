@@ -2,16 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 
+from vmstream.guest import pci
 from vmstream.guest.devices import Node
 
 _NOT_ARMED = (1 << 64) - 1
-_PCI_HEADER = 64
-# PCI Local Bus Specification 3.0, section 6.2.
-_COMMAND_BITS = {0: "io", 1: "memory", 2: "bus-master", 10: "intx-off"}
-_BRIDGE = 1
-_BAR_IO, _BAR_64 = 1, 0x6
 # Of a MC146818: seconds, minutes, hours, day, month, year, register B, century.
 _CLOCK = (0, 2, 4, 7, 8, 9)
 _REGISTER_B, _CENTURY = 11, 0x32
@@ -20,7 +16,8 @@ _BINARY, _HOURS_24, _PM = 0x04, 0x02, 0x80
 
 def meaning(node: Node) -> str | None:
     """Return what a value stands for, if that is known."""
-    find = _OF_TYPE.get(node.type) or _OF_NAME.get(node.name)
+    device = node.path.partition("[")[0]
+    find = _OF_TYPE.get(node.type) or _OF_DEVICE.get((device, node.name)) or _OF_NAME.get(node.name)
     return (find(node) if find is not None else None) or node.said
 
 
@@ -29,30 +26,7 @@ def _timer(node: Node) -> str | None:
 
 
 def _pci(node: Node) -> str | None:
-    data = node.raw
-    if len(data) < _PCI_HEADER:
-        return None
-
-    def number(at: int, size: int) -> int:
-        return int.from_bytes(data[at : at + size], "little")
-
-    command = number(4, 2)
-    words = [f"{number(0, 2):04x}:{number(2, 2):04x}", f"class {number(10, 2):04x}",
-             f"revision {data[8]:02x}"]  # fmt: skip
-    words += [name for bit, name in _COMMAND_BITS.items() if command >> bit & 1]
-    bars = 2 if data[14] & 0x7F == _BRIDGE else 6
-    n = 0
-    while n < bars:
-        bar = number(16 + 4 * n, 4)
-        if bar & _BAR_IO:
-            words.append(f"BAR{n} io {bar & ~3:#x}")
-        elif bar & _BAR_64 == 4 and n + 1 < bars:
-            words.append(f"BAR{n} {number(16 + 4 * n, 8) & ~0xF:#x}")
-            n += 1
-        elif bar:
-            words.append(f"BAR{n} {bar & ~0xF:#x}")
-        n += 1
-    return ", ".join(words)
+    return pci.said(node.raw)
 
 
 def _text(node: Node) -> str | None:
@@ -78,17 +52,21 @@ def _rtc(node: Node) -> str | None:
     return f"{100 * century + year:04}-{month:02}-{day:02} {hours:02}:{minute:02}:{second:02}"
 
 
+def _bits(words: Iterable[object], first: int = 0, size: int = 32) -> list[int]:
+    return [
+        first + size * n + bit
+        for n, word in enumerate(words)
+        for bit in range(size)
+        if isinstance(word, int) and word >> bit & 1
+    ]
+
+
 # Bits of eight words, as numbers of vectors. Intel SDM 3A, section 10.8.4.
 def _vectors(node: Node) -> str | None:
     words = [c.value for c in node.children]
-    if not node.path.startswith("apic[") or len(words) != 8:
+    if len(words) != 8:
         return None
-    set_ = [
-        32 * n + bit
-        for n, word in enumerate(words)
-        for bit in range(32)
-        if isinstance(word, int) and word >> bit & 1
-    ]
+    set_ = _bits(words)
     return "vectors " + " ".join(f"{v:#x}" for v in set_) if set_ else "none"
 
 
@@ -100,7 +78,7 @@ _MASKED = 1 << 16
 
 def _lvt(node: Node) -> str | None:
     words = [c.value for c in node.children]
-    if not node.path.startswith("apic[") or len(words) != len(_LVT):
+    if len(words) != len(_LVT):
         return None
     return ", ".join(
         f"{name} {_DELIVERY[word >> 8 & 7]} {word & 0xFF:#x}{' masked' if word & _MASKED else ''}"
@@ -111,7 +89,7 @@ def _lvt(node: Node) -> str | None:
 
 def _apic_base(node: Node) -> str | None:
     value = node.value
-    if not node.path.startswith("apic[") or not isinstance(value, int):
+    if not isinstance(value, int):
         return None
     words = [f"base {value & ~0xFFF:#x}"]
     words += [
@@ -120,13 +98,39 @@ def _apic_base(node: Node) -> str | None:
     return ", ".join(words)
 
 
+# Redirection entries that are not masked. Intel 82093AA, section 3.2.4.
+_LOGICAL, _LOW, _LEVEL = 1 << 11, 1 << 13, 1 << 15
+
+
+def _redirection(node: Node) -> str | None:
+    words = []
+    for pin, child in enumerate(node.children):
+        entry = child.value
+        if not isinstance(entry, int):
+            return None
+        if not entry & _MASKED:
+            words.append(
+                f"pin {pin} {_DELIVERY[entry >> 8 & 7]} {entry & 0xFF:#x} to "
+                f"{'logical' if entry & _LOGICAL else 'APIC'} {entry >> 56:#x}"
+                f"{' low' if entry & _LOW else ''}{' level' if entry & _LEVEL else ''}"
+            )
+    return ", ".join(words) or "all masked"
+
+
+# Of the second i8259 the numbers go on.
+def _irqs(node: Node) -> str | None:
+    second = node.path.startswith("i8259[1]")
+    set_ = _bits([node.value], 8 if second else 0, 8)
+    return "IRQ " + " ".join(map(str, set_)) if set_ else "none"
+
+
 _OF_TYPE: dict[str, Callable[[Node], str | None]] = {"timer": _timer, "pci config": _pci}
-_OF_NAME: dict[str, Callable[[Node], str | None]] = {
-    "runstate": _text,
-    "cmos_data": _rtc,
-    "apicbase": _apic_base,
-    "lvt": _lvt,
-    "isr": _vectors,
-    "irr": _vectors,
-    "tmr": _vectors,
+_OF_NAME: dict[str, Callable[[Node], str | None]] = {"runstate": _text, "cmos_data": _rtc}
+# Fields of one device, by the name of its section.
+_OF_DEVICE: dict[tuple[str, str], Callable[[Node], str | None]] = {
+    ("apic", "apicbase"): _apic_base,
+    ("apic", "lvt"): _lvt,
+    **{("apic", name): _vectors for name in ("isr", "irr", "tmr")},
+    ("ioapic", "ioredtbl"): _redirection,
+    **{("i8259", name): _irqs for name in ("irr", "imr", "isr", "elcr")},
 }

@@ -77,6 +77,7 @@ class PhysicalMap:
         reasons: How it was decided, a sentence each.
         doubts: What speaks against it or was left out, a sentence each.
         family: Family of machine types, 'unknown' if it is none that has a rule.
+        boot: Indices of the blocks that the machine was started with, in order.
     """
 
     regions: tuple[Region, ...]
@@ -85,6 +86,7 @@ class PhysicalMap:
     reasons: tuple[str, ...]
     doubts: tuple[str, ...] = ()
     family: str = "unknown"
+    boot: tuple[int, ...] = ()
 
     @property
     def size(self) -> int:
@@ -157,6 +159,7 @@ def physical_map(evidence: Evidence, below_4g: int | None = None) -> PhysicalMap
         found, boot = _elsewhere(evidence, family, ram, affinity)
     if found.decided_by != "user":
         found = _checked(found, affinity)
+    found = replace(found, boot=tuple(boot))
     return _with_plugged(found, evidence, affinity, [i for i in ram if i not in boot])
 
 

@@ -13,6 +13,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from vmstream.guest.features import DEVICE_TYPES, KINDS, STATUS, bit_names, features_said
+from vmstream.guest.pci import EXPRESS, MSIX, capabilities
 from vmstream.wire.vmsd import ELEMENTS, MEANING, SUBSECTION_FRAME, body_size, field_size
 
 Field = dict[Any, Any]
@@ -25,9 +26,10 @@ _BIG_ENDIAN = 2  # VIRTIO_DEVICE_ENDIAN_BIG
 _VERSION_1 = 32
 
 _VENDOR, _MODERN = 0x1AF4, 0x1040
-_PCI_SUBSYSTEM, _PCI_CAPABILITIES = 0x2E, 0x34
-_CAP_EXPRESS, _CAP_MSIX = 0x10, 0x11
+_PCI_SUBSYSTEM = 0x2E
 _PCI_CONFIG, _PCIE_CONFIG = 256, 4096
+
+_CU_TYPE = 0x3832  # VIRTIO 1.2, section 4.3.1.3
 
 # VIRTIO 1.2, section 5: (name, bytes) of the configuration of each device, as far as is told here.
 _CONFIGS: dict[str, tuple[tuple[str, int], ...]] = {
@@ -85,6 +87,7 @@ _IN_FRONT = {
                                 ("guest_features[0]", "uint32", 4),
                                 ("guest_features[1]", "uint32", 4)),
 }  # fmt: skip
+_SUBSECTION = 5
 _FRAME = re.compile(rb"\x05(.)(virtio(?:/|_pci/)\w+)", re.DOTALL)
 
 
@@ -119,6 +122,14 @@ class _Reader:
             self.fields[-1].update(size=size, array_len=count, struct={"fields": list(of)})
         return taken
 
+    # A subsection in the middle, with its frame, if it is there.
+    def framed(self, name: bytes, size: int) -> None:
+        head = bytes([_SUBSECTION, len(name)]) + name
+        if self.body[self.at : self.at + len(head)] == head:
+            self.take(
+                name.rpartition(b"/")[2].decode(), "buffer", SUBSECTION_FRAME + len(name) + size
+            )
+
     def say(self, words: str) -> None:
         if words:
             self.fields[-1][MEANING] = words
@@ -143,7 +154,7 @@ def describe(body: memoryview, name: str) -> Mapping[str, Any] | None:
         A description of as many bytes as there are, or `None` if they are not as is known here.
         Fields can have the key `MEANING`.
     """
-    for transport in (_pci, _mmio):
+    for transport in (_pci, _ccw, _mmio):
         reader = _Reader(body)
         try:
             found = transport(reader)
@@ -159,7 +170,7 @@ def _pci(reader: _Reader) -> _Found:
     head = bytes(reader.body[reader.at : reader.at + _PCI_CONFIG])
     if len(head) < _PCI_CONFIG:
         raise _Misfit
-    express = any(_capabilities(head, _CAP_EXPRESS))
+    express = any(capabilities(head, EXPRESS))
     size = _PCIE_CONFIG if express else _PCI_CONFIG
     config = bytes(reader.take("config", "pci config", size))
 
@@ -170,7 +181,7 @@ def _pci(reader: _Reader) -> _Found:
         raise _Misfit
     reader.take("irq_state", "int32", 4, array_len=4)
     reader.at += 12
-    vectors = next((number(at + 2) & 0x7FF for at in _capabilities(config, _CAP_MSIX)), None)
+    vectors = next((number(at + 2) & 0x7FF for at in capabilities(config, MSIX)), None)
     if vectors is not None:
         entry = [_little("address", 8), _little("data", 4), _little("control", 4)]
         reader.structs("msix_table", entry, vectors + 1)
@@ -182,6 +193,34 @@ def _pci(reader: _Reader) -> _Found:
     return _Found("pci", reader.fields, kind, vectors is not None, align=False)
 
 
+# QEMU v10.1.0 hw/s390x/virtio-ccw.c vmstate_virtio_ccw_dev, hw/s390x/css.c vmstate_subch_dev
+def _ccw(reader: _Reader) -> _Found:
+    for name, size in (("cssid", 1), ("ssid", 1), ("schid", 2), ("devno", 2), ("thinint", 1)):
+        reader.number(name, size)
+    reader.take("schib", "buffer", 52)
+    reader.take("sense_data", "buffer", 32)
+    reader.number("channel_prog", 8)
+    reader.take("last_cmd", "buffer", 8)
+    reader.number("last_cmd_valid", 1)
+    reader.number("id.reserved", 1)
+    if reader.number("id.cu_type", 2) != _CU_TYPE:
+        raise _Misfit
+    model = reader.number("id.cu_model", 1)
+    reader.take("id", "buffer", 252)
+    reader.number("ccw_fmt_1", 1)
+    reader.number("ccw_no_data_cnt", 1)
+    reader.framed(b"s390_subch_dev/orb", 12)
+    for name in ("indicators", "indicators2", "summary_indicator"):
+        reader.number(f"{name}.len", 4, signed=True)
+        reader.number(f"{name}.addr", 8)
+    reader.number("config_vector", 2)
+    reader.number("ind_offset", 8)
+    reader.framed(b"s390_adapter_info/summary_offset", 4)
+    reader.number("thinint_isc", 1)
+    reader.number("revision", 4, signed=True)
+    return _Found("ccw", reader.fields, DEVICE_TYPES.get(model, ""), vectors=True, align=False)
+
+
 def _mmio(reader: _Reader) -> _Found:
     # QEMU v10.1.0 hw/virtio/virtio-mmio.c virtio_mmio_save_config()
     reader.number("host_features_sel", 4)
@@ -189,14 +228,6 @@ def _mmio(reader: _Reader) -> _Found:
     if reader.number("guest_page_shift", 4) >= 64:
         raise _Misfit
     return _Found("mmio", reader.fields, "", vectors=False, align=True)
-
-
-def _capabilities(config: bytes, wanted: int) -> Iterator[int]:
-    at, seen = config[_PCI_CAPABILITIES] & ~3, 0
-    while 0x40 <= at < 0xFF and seen < 48:
-        if config[at] == wanted:
-            yield at
-        at, seen = config[at + 1] & ~3, seen + 1
 
 
 def _little(name: str, size: int) -> Field:
@@ -411,4 +442,25 @@ def _iommu(reader: _Reader) -> None:
     reader.number("config.bypass", 1)
 
 
-_SPECIFIC = {"net": _net, "balloon": _balloon, "iommu": _iommu}
+# QEMU v10.1.0 hw/char/virtio-serial-bus.c virtio_serial_save_device(); an element that was taken
+# out of its queue ends what is read here.
+def _console(reader: _Reader) -> None:
+    reader.number("cols", 2)
+    reader.number("rows", 2)
+    stated = bytes(reader.take("max_nr_ports", "uint32", 4))
+    # In the guest's byte order.
+    most = min(int.from_bytes(stated, "big"), int.from_bytes(stated, "little"))
+    if most > MAX_QUEUES:
+        raise _Misfit
+    words = -(-most // 32)
+    reader.take("ports_map", "uint32", 4 * words)
+    if words:
+        reader.fields[-1].update(size=4, array_len=words)
+    for n in range(min(reader.number("nr_active_ports", 4), most)):
+        for name, size in (("id", 4), ("guest_connected", 1), ("host_connected", 1)):
+            reader.number(f"port[{n}].{name}", size)
+        if reader.number(f"port[{n}].elem_popped", 4):
+            return
+
+
+_SPECIFIC = {"net": _net, "console": _console, "balloon": _balloon, "iommu": _iommu}
