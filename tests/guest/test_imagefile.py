@@ -175,7 +175,7 @@ def test_every_byte_has_one_place(
     taken.sort()
     assert all(a[1] <= b[0] for a, b in pairwise(taken))
     assert taken[-1][1] == made.size
-    if form == "raw":
+    if form in ("raw", "kdump"):  # of the same image
         return
     path = written(tmp_path_factory.mktemp("plan") / "x", made)
     ranges = (lime_ranges if form == "lime" else elf_ranges)(path)
