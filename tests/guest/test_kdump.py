@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 
 from tests.kdumps import UTSNAME, Kdump, unflattened
+from vmstream.errors import OutputError
 from vmstream.guest.kdump import Flattened, KdumpPlan, bitmap_parts, kdump_plan
 from vmstream.guest.notes import Note
 from vmstream.guest.physical import PhysicalMap, Region
@@ -65,6 +66,14 @@ def test_frames(ranges: list[tuple[int, int]], frames: list[int]) -> None:
         kdump = whole(plan)
         assert kdump.frames == frames
         assert kdump.header["max_mapnr_64"] == frames[-1] + 1
+
+
+def test_more_frames_than_can_be_stated() -> None:
+    end = 1 << 58
+    plan = kdump_plan(a_map((end - (144 << 20), 16 << 20)), page_size=4096)
+    assert struct.unpack_from("<I", plan.head, 436)[0] == (1 << 32) - 2
+    with pytest.raises(OutputError, match="beyond what a kdump file can state"):
+        kdump_plan(a_map((end, 4096)), page_size=4096)
 
 
 def test_bits_of_a_large_guest() -> None:

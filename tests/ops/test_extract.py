@@ -897,6 +897,15 @@ def test_layout_with_plugged_memory(tmp_path: Path) -> None:
     assert sums.nonzero_sha256 == manifest["blocks"][dimm]["nonzero_sha256"]
 
 
+@pytest.mark.parametrize("form", ["raw", "kdump"])
+def test_a_layout_that_no_file_can_hold(form: str, tmp_path: Path) -> None:
+    lay = layout_file(tmp_path / "lay", ((1 << 63) - PAGE, PAGE, "mem", 0))
+    stream = write(tmp_path / "stream", big_stream("pc-q35-9.0", 16 * MIB, [1]))
+    with pytest.raises(OutputError, match="RAM ends at 0x8000000000000000, beyond what"):
+        run(stream, output=tmp_path / "out", layout=lay, format=form)
+    assert files_in(tmp_path) == {"lay", "stream"}
+
+
 @pytest.mark.parametrize("way", ["file", "pipe"])
 @pytest.mark.parametrize(
     ("entries", "message"),

@@ -437,7 +437,10 @@ def test_stretches(memory: GuestMemory, tmp_path: Path) -> None:
     assert low.has_data(0, 1)
     assert not low.has_data(PAGE, GIB)
     assert high.place(5) == (0, 2 * GIB + 5)
+    assert [low.address(at) for at in (0, 5, 2 * GIB - 1)] == [0, 5, 2 * GIB - 1]
+    assert [high.address(at) for at in (0, 3 * GIB - 1)] == [FOUR_GIB, 7 * GIB - 1]
     (block,) = memory.stretches(1)
+    assert block.address(0) is None
     assert (block.length, block.place(3)) == (2 * PAGE, (1, 3))
     path = fixture_file("numa-dimm-10.0-pc", tmp_path)
     with vmstream.open(path) as stream, stream.memory() as two:

@@ -311,6 +311,25 @@ def test_holes(tmp_path: Path) -> None:
     assert allocated(path) <= 64 << 10
 
 
+def test_read_into_and_has_data(tmp_path: Path) -> None:
+    with OutputFile(tmp_path / "image") as out:
+        out.resize(1 << 30)
+        out.write(512 << 20, b"a" * PAGE)
+        out.write((1 << 30) - PAGE, b"b" * PAGE)
+        buffer = bytearray(b"x" * 3 * PAGE)
+        assert out.read_into((512 << 20) - PAGE, memoryview(buffer)) == 3 * PAGE
+        assert buffer == bytes(PAGE) + b"a" * PAGE + bytes(PAGE)
+        buffer[:] = b"x" * 3 * PAGE
+        assert out.read_into((1 << 30) - PAGE - 1, memoryview(buffer)) == PAGE + 1
+        assert buffer == b"\0" + b"b" * PAGE + b"x" * (2 * PAGE - 1)
+        assert out.read_into(1 << 30, memoryview(buffer)) == 0
+        assert not out.has_data(0, 512 << 20)
+        assert out.has_data(0, (512 << 20) + 1)
+        assert out.has_data(512 << 20, PAGE)
+        assert not out.has_data((512 << 20) + PAGE, 256 << 20)
+        assert out.has_data(1 << 29, 1 << 29)
+
+
 page_runs = st.lists(
     # Pages in the file from a gap behind the last, so many, at such a stride in the window.
     st.tuples(st.integers(0, 3), st.integers(1, 400), st.sampled_from((0, 8, 8, 8, 15))),

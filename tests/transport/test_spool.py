@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from vmstream.transport.spool import Spool
+from vmstream.transport.spool import Spool, in_memory
 
 PAGE = 4096
 
@@ -60,3 +60,16 @@ def test_a_full_disk() -> None:
         with pytest.raises(OSError, match="No space left") as caught:
             spool.write(0, b"x")
         assert caught.value.filename
+
+
+def test_in_memory() -> None:
+    before = len(os.listdir("/proc/self/fd"))
+    with in_memory([(0, b"head"), (9 * PAGE, b"end")], 10 * PAGE) as path, open(path, "rb") as file:
+        assert os.fstat(file.fileno()).st_size == 10 * PAGE
+        assert os.fstat(file.fileno()).st_blocks * 512 <= 4 * PAGE
+    # Whoever opened it keeps it.
+    with in_memory([(0, b"head"), (9 * PAGE, b"end")], 10 * PAGE) as path:
+        kept = open(path, "rb")  # noqa: SIM115
+    with kept:
+        assert kept.read() == b"head".ljust(9 * PAGE, b"\0") + b"end".ljust(PAGE, b"\0")
+    assert len(os.listdir("/proc/self/fd")) == before

@@ -16,6 +16,7 @@ from typing import Literal
 import numpy as np
 from numpy.typing import NDArray
 
+from vmstream.errors import OutputError
 from vmstream.guest.imagefile import ARCHITECTURES, joined, note_segment
 from vmstream.guest.notes import Architecture, Note
 from vmstream.guest.physical import PhysicalMap
@@ -104,6 +105,9 @@ def kdump_plan(
         compression: One of FLAGS.
         complete: The stream was whole.
         utsname: `struct new_utsname` of the guest's kernel, if it is known.
+
+    Raises:
+        OutputError: The bitmaps have more blocks than the header can count.
     """
     architecture = architecture or ARCHITECTURES.get(layout.family, Architecture(0))
     machine, block = _MACHINES.get(architecture.number, ("", page_size))
@@ -120,6 +124,10 @@ def kdump_plan(
     notes_at = block + sub.size
     sub_blocks = -(-(sub.size + len(packed)) // block)
     bitmap_blocks = -(-end // (8 * block))
+    if 2 * bitmap_blocks >= 1 << 32:
+        raise OutputError(
+            f"RAM ends at {end * block:#x}, beyond what a kdump file can state; --format elf can"
+        )
     bitmap_at = (1 + sub_blocks) * block
     descriptors = bitmap_at + 2 * bitmap_blocks * block
 

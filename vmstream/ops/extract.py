@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import secrets
 import tempfile
 from collections.abc import Iterator, Sequence
@@ -356,7 +357,17 @@ class _Writer(PageFold[RAMImage]):
             path = directory / f"vmstream-{secrets.token_hex(8)}"
         check_free(path, force=self._options.force, keep=self._source.identity)
         out = self._stack.enter_context(OutputFile(path, force=self._options.force))
-        out.resize(size)
+        try:
+            out.resize(size)
+        except (OSError, OverflowError) as error:
+            too_large = isinstance(error, OverflowError) or error.errno == errno.EFBIG
+            if key is not None or not too_large:
+                raise
+            # Addresses are offsets in it; for kdump it is what the file is made of.
+            raise OutputError(
+                f"{self._options.output}: RAM ends at {size:#x}, beyond what a file can hold here; "
+                "--format elf and lime leave out what lies between"
+            ) from error
         self.files[key] = out
         return out
 
