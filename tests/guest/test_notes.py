@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import struct
+import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 
@@ -183,6 +184,42 @@ def test_a_little_endian_kernel() -> None:
             # Halves of a register change places; VSCR does not.
             left[:64] = [left[i ^ 1] for i in range(64)]
         assert left == right, hex(kind)
+
+
+# Of aarch64: CPACR_EL1 lets SVE be used; ZCR_EL1 limits vectors to 512 bits. At EL2 as a host that
+# means CPTR_EL2 and ZCR_EL2; EL3 has its own.
+_LIMIT = (0xD2A00660, 0xD5181040, 0xD5033FDF, 0xD2800060, 0xD5181200)
+_HOST = (0xD2C00080, 0xD51C1100, 0xD5033FDF)
+_EL3 = (0xD2802000, 0xD51E1140, 0xD5033FDF, 0xD2800060, 0xD51E1200)
+_BRANCH_TO_SELF = 0x14000000
+
+
+@pytest.mark.qemu("aarch64")
+@pytest.mark.parametrize(
+    ("machine", "code"),
+    [
+        ("virt", _LIMIT),
+        ("virt,virtualization=on", _HOST + _LIMIT),
+        ("virt,secure=on", _EL3),
+    ],
+)
+def test_length_of_vectors(machine: str, code: tuple[int, ...]) -> None:
+    """As a guest sets it; bare firmware leaves the shortest, whatever is read."""
+    start = 0x40200000
+    args = ["-M", machine, "-cpu", "max", "-m", "32M", "-accel", "tcg"]
+    args += ["-device", f"loader,file=code.bin,addr={start:#x},cpu-num=0,force-raw=on"]
+    files = {"code.bin": struct.pack(f"<{len(code) + 1}I", *code, _BRANCH_TO_SELF)}
+    end = f"PC={start + 4 * len(code):016x}"
+    with Qemu(args, binary="qemu-system-aarch64", files=files) as vm:
+        deadline = time.monotonic() + 20
+        while end not in vm.registers() and time.monotonic() < deadline:
+            time.sleep(0.02)
+        vm.stop()
+        assert end in vm.registers()
+        tree, core = both(vm)
+    check(tree, core)
+    (vectors,) = [desc for _, kind, desc in core.notes if kind == 0x405]
+    assert struct.unpack_from("<H", vectors, 8) == (64,)
 
 
 def test_without_names() -> None:

@@ -60,12 +60,15 @@ _ARM64_SYSREGS = {
     "sctlr_el1": 0xC080, "ttbr0_el1": 0xC100, "ttbr1_el1": 0xC101, "tcr_el1": 0xC102,
     "esr_el1": 0xC290, "far_el1": 0xC300, "mair_el1": 0xC510, "vbar_el1": 0xC600,
     "tpidr_el1": 0xC684, "tpidr_el0": 0xDE82, "zcr_el1": 0xC090, "zcr_el2": 0xE090,
-    "zcr_el3": 0xF090,
+    "zcr_el3": 0xF090, "hcr_el2": 0xE088, "sctlr_el2": 0xE080, "ttbr0_el2": 0xE100,
+    "ttbr1_el2": 0xE101, "tcr_el2": 0xE102, "vbar_el2": 0xE600, "scr_el3": 0xF088,
+    "sctlr_el3": 0xF080, "ttbr0_el3": 0xF100, "tcr_el3": 0xF102,
 }  # fmt: skip
 _ARM64_SYSREG = 0x6030_0000_0013_0000
 # ID_AA64ZFR0_EL1, which each CPU of Armv8 has.
 _ARM64_ID = _ARM64_SYSREG | 0xC024
 _PSTATE_NRW, _PSTATE_T = 1 << 4, 1 << 5
+_HCR_TGE, _HCR_E2H = 1 << 27, 1 << 34
 _ARM_MODES = {0: "usr", 1: "fiq", 2: "irq", 3: "svc", 6: "mon", 7: "abt", 10: "hyp", 11: "und",
               15: "sys"}  # fmt: skip
 # Of 64 bits in the largest register.
@@ -265,6 +268,17 @@ def _aarch64(instance: int, f: _Fields, halted: bool | None) -> CPU:
     flags = _set_flags(pstate, {"N": 31, "Z": 30, "C": 29, "V": 28})
     groups = {"general": general, "system": system} | _arm_floats(f)
     return CPU(instance, architecture, groups, mode, flags, halted)
+
+
+def exception_level(cpu: CPU) -> int:
+    """Return the exception level of an aarch64 CPU, 0 to 3."""
+    return cpu.groups.get("general", {}).get("pstate", 0) >> 2 & 3
+
+
+def in_host(cpu: CPU) -> bool:
+    """Whether an aarch64 CPU runs a host: a kernel at EL2 as if it were EL1, or its programs."""
+    hcr, level = cpu.groups["system"].get("hcr_el2", 0), exception_level(cpu)
+    return bool(hcr & _HCR_E2H and (level == 2 or (level == 0 and hcr & _HCR_TGE)))
 
 
 # Registers of SVE have their lower 128 bits among those of floating point. QEMU v10.1.0

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import NamedTuple
 
-from vmstream.guest.cpus import CPU, cpus
+from vmstream.guest.cpus import CPU, cpus, exception_level, in_host
 from vmstream.guest.devices import DeviceTree, Node
 
 # Linux include/uapi/linux/elf.h.
@@ -41,6 +41,7 @@ _WIRE_SEGMENTS = ("es", "cs", "ss", "ds", "fs", "gs")
 _LPCR_ILE, _SCTLR_EE, _MSTATUS_UBE = 1 << 25, 1 << 25, 1 << 6
 # In quadwords, of which QEMU saves as many for any CPU. v10.1.0 target/arm/cpu.h ARM_MAX_VQ.
 _SVE_MOST, _SVE_HEAD, _SVE_REGS = 16, 16, 1
+_EL2 = 2
 
 
 class Note(NamedTuple):
@@ -190,12 +191,18 @@ def _sve_size(vector: int) -> int:
     return _SVE_HEAD + body + -body % 16 + 16
 
 
-# In quadwords, as ZCR_ELx limits it at the level that the CPU is at. QEMU v10.1.0
-# target/arm/helper.c sve_vqm1_for_el().
+# In quadwords, as ZCR_ELx limits it at the level that the CPU is at. A CPU without EL2 or EL3 has
+# their ZCR_ELx on the wire, too; but not TTBR1_EL2, as each CPU with SVE has with EL2, or SCR_EL3.
+# QEMU v10.1.0 target/arm/helper.c sve_vqm1_for_el(), add_cpreg_to_hashtable().
 def _sve_length(cpu: CPU) -> int:
-    system, level = cpu.groups["system"], cpu.groups["general"]["pstate"] >> 2 & 3
-    limits = [system[f"zcr_el{n}"] & 15 for n in (1, 2, 3) if n >= level and f"zcr_el{n}" in system]
-    return 1 + min(limits, default=0)
+    system, level = cpu.groups["system"], exception_level(cpu)
+    counts = {
+        1: level < _EL2 and not (level == 0 and in_host(cpu)),
+        2: level <= _EL2 and "ttbr1_el2" in system,
+        3: "scr_el3" in system,
+    }
+    limits = (system.get(f"zcr_el{n}", 0) & 15 for n, does in counts.items() if does)
+    return 1 + min(limits, default=_SVE_MOST - 1)
 
 
 # QEMU v10.1.0 target/ppc/arch_dump.c struct PPCElfPrstatus and those behind it. v7.2.0 leaves the

@@ -1,7 +1,7 @@
 """Virtual addresses: a walk through the page tables that a CPU's own registers point to.
 
-x86 with two levels, PAE, four and five levels (Intel SDM volume 3, chapter 5); aarch64 with pages
-of 4 KiB (Arm ARM, D8.2). Permissions do not matter to somebody who looks.
+x86 with two levels, PAE, four and five levels (Intel SDM volume 3, chapter 5); aarch64 (Arm ARM,
+D8.2). Permissions do not matter to somebody who looks.
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from vmstream.errors import AddressError, UnsupportedError
-from vmstream.guest.cpus import CPU
+from vmstream.guest.cpus import CPU, exception_level, in_host
 
 Read = Callable[[int, int], bytes]
 
@@ -17,7 +17,12 @@ _PAGE_BITS, _TABLE_BITS = 12, 9
 _PRESENT, _LARGE = 1 << 0, 1 << 7
 _CR0_PG, _CR4_PSE, _CR4_PAE, _CR4_LA57, _EFER_LMA = 1 << 31, 1 << 4, 1 << 5, 1 << 12, 1 << 10
 _ADDRESS = 0x000F_FFFF_FFFF_F000
-_ARM_ADDRESS = 0x0000_FFFF_FFFF_F000
+_ARM_TABLE = 0x0000_FFFF_FFFF_FFFE
+_ARM_HCR_VM = 1 << 0
+# Bits of a page by TG0 and TG1 of TCR_ELx, and the level of the largest block, counted from the
+# pages, where addresses have up to 48 bits.
+_ARM_TG0, _ARM_TG1 = {0: 12, 1: 16, 2: 14}, {1: 14, 2: 12, 3: 16}
+_ARM_BLOCK = {12: 2, 14: 1, 16: 2}
 
 
 def translate(read: Read, cpu: CPU, address: int) -> tuple[int, int]:
@@ -95,28 +100,54 @@ def _walk(read: Read, address: int, table: int, levels: int) -> tuple[int, int]:
 
 
 def _aarch64(read: Read, cpu: CPU, address: int) -> tuple[int, int]:
-    system = cpu.groups["system"]
-    if not system.get("sctlr_el1", 0) & 1:
+    system, level, host = cpu.groups["system"], exception_level(cpu), in_host(cpu)
+    if level < 2 and not host and system.get("hcr_el2", 0) & _ARM_HCR_VM:
+        raise UnsupportedError(0, "the CPU runs a guest of the guest", advice="use --phys")
+    regime = 2 if host else max(level, 1)
+    tcr = system.get(f"tcr_el{regime}", 0)
+    if not system.get(f"sctlr_el{regime}", 0) & 1:
         return address, (1 << _PAGE_BITS) - (address & 0xFFF)
-    tcr, upper = system.get("tcr_el1", 0), address >> 55 & 1
-    granule = tcr >> 30 & 3 if upper else tcr >> 14 & 3
-    if granule != (2 if upper else 0):
-        raise UnsupportedError(0, "page tables with pages other than 4 KiB", advice="use --phys")
-    bits = 64 - (tcr >> (16 if upper else 0) & 0x3F)
-    rest = (
-        address >> bits if not upper else ~(address & (1 << 64) - 1) >> bits & (1 << 64 - bits) - 1
-    )
-    if rest:
+    # Two tables, for the lower and the upper half, or one.
+    two = regime == 1 or host
+    upper = address >> 55 & 1 if two else 0
+    at_ignore, at_wide = (37 + upper, 59) if two else (20, 32)
+    if tcr >> at_ignore & 1:
+        address = address & (1 << 56) - 1 | upper * 0xFF << 56
+    page = (_ARM_TG1 if upper else _ARM_TG0).get(tcr >> (30 if upper else 14) & 3)
+    bits = 64 - (tcr >> 16 * upper & 0x3F)
+    if address >> bits != upper * ((1 << 64 - bits) - 1) or (two and tcr >> 7 + 16 * upper & 1):
         raise _unmapped(address, "outside of what the tables cover")
-    table = system.get("ttbr1_el1" if upper else "ttbr0_el1", 0) & _ARM_ADDRESS
-    levels = -(-(bits - _PAGE_BITS) // _TABLE_BITS)
+    if page is None:
+        raise _unmapped(address, "TCR has no size of pages")
+    return _arm_walk(
+        read, address, system.get(f"ttbr{upper}_el{regime}", 0), page, bits, tcr >> at_wide & 1
+    )
+
+
+# `wide`: addresses of 52 bits with pages of 4 and 16 KiB, by TCR_ELx.DS.
+def _arm_walk(
+    read: Read, address: int, base: int, page: int, bits: int, wide: int
+) -> tuple[int, int]:
+    index_bits = page - 3
+    levels = -(-(bits - page) // index_bits)
+    table = base & _ARM_TABLE
+    if wide or page == 16:
+        table = table & ~0x3F | (base >> 2 & 0xF) << 48
     for level in reversed(range(levels)):
-        at = _PAGE_BITS + level * _TABLE_BITS
-        wide = min(bits, at + _TABLE_BITS) - at
-        entry = _entry(read, table + 8 * (address >> at & (1 << wide) - 1))
-        if not entry & 1 or (not level and not entry & 2):
+        at = page + level * index_bits
+        count = min(bits - at, index_bits)
+        # A table is aligned to its size.
+        table &= -8 << count
+        entry = _entry(read, table + 8 * (address >> at & (1 << count) - 1))
+        block = level and not entry & 2
+        if not entry & 1 or not (level or entry & 2) or (block and level > _ARM_BLOCK[page] + wide):
             raise _unmapped(address, "not mapped")
-        if not level or not entry & 2:
-            return _found(entry & _ARM_ADDRESS, address, at)
-        table = entry & _ARM_ADDRESS
+        out = entry & (1 << 48) - (1 << page)
+        if page == 16:
+            out |= (entry >> 12 & 0xF) << 48
+        elif wide:
+            out |= entry & 3 << 48 | (entry >> 8 & 3) << 50
+        if block or not level:
+            return _found(out, address, at)
+        table = out
     raise _unmapped(address, "no tables")

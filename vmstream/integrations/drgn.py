@@ -15,6 +15,9 @@ from vmstream.transport.spool import in_memory
 if TYPE_CHECKING:
     from drgn import Program
 
+# Of a kernel of ppc64, where its addresses of all memory begin: drgn asks the segments for them.
+_PPC64, _PPC64_DIRECT = 21, 0xC000_0000_0000_0000
+
 
 def program(stream: Stream, memory: GuestMemory | None = None) -> Program:
     """Make a program of the Linux kernel of the guest.
@@ -47,15 +50,24 @@ def program(stream: Stream, memory: GuestMemory | None = None) -> Program:
     found = vmcoreinfo(held, tree)
     if found.best is None:
         raise OutputError(f"no Linux kernel that drgn could open: {'; '.join(found.reasons)}")
-    core = plan("elf", held.map, [*cpu_notes(tree), found.best.note], architecture(tree))
+    machine = architecture(tree)
+    core = plan("elf", held.map, [*cpu_notes(tree), found.best.note], machine)
     made = drgn.Program()
     with in_memory(core.heads, core.size) as path:
         made.set_core_dump(path)
 
+    # Virtual addresses of the core's segments are physical ones: those of the kernel on s390x.
+    bases = [0]
+    if machine is not None and machine.number == _PPC64:
+        bases.append(_PPC64_DIRECT)
+
     def read(address: int, count: int, offset: int, physical: bool) -> bytes:
-        return held.read(address, count)
+        base = max(base for base in bases if base <= address)
+        return held.read(address - base, count)
 
     # What is given last counts: these lie over the segments of the core, which is empty.
     for region in held.map.regions:
         made.add_memory_segment(region.gpa, region.length, read, physical=True)
+        for base in bases:
+            made.add_memory_segment(base + region.gpa, region.length, read)
     return made
