@@ -276,6 +276,10 @@ class _Past:
         self._index.read_pages(
             block, wanted, np.frombuffer(buffer, np.uint8, room).reshape(-1, size)
         )
+        # Pages that are replaced stand alone more often than not, so a look at each would cost more
+        # than one at all of them.
+        if buffer.find(self._needle.text, 0, room) < 0:
+            return
         used = self._memory.blocks[block].used_length
         replaced = page.tolist()
         for begin, count, first in zip(

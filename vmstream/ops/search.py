@@ -38,12 +38,14 @@ class Needle:
         before: Bytes in front of a match that matter.
         behind: Bytes from its start on that may be in it.
         in_zeros: A match may start with a zero byte.
+        text: What every match begins with, as far as that is plain.
     """
 
     find: _Finder
     before: int
     behind: int
     in_zeros: bool
+    text: bytes
 
 
 def literal(pattern: bytes) -> Needle:
@@ -63,7 +65,7 @@ def literal(pattern: bytes) -> Needle:
             start = at + len(pattern)
             yield at, start
 
-    return Needle(find, 0, len(pattern), pattern[0] == 0)
+    return Needle(find, 0, len(pattern), pattern[0] == 0, pattern)
 
 
 def expression(pattern: bytes) -> Needle:
@@ -101,8 +103,8 @@ def expression(pattern: bytes) -> Needle:
                 yield at, start
 
     if len(prefix) < _SHORTEST_PREFIX:
-        return Needle(find, LONGEST, LONGEST, True)
-    return Needle(find_prefix, LONGEST, LONGEST, prefix[0] == 0)
+        return Needle(find, LONGEST, LONGEST, True, b"")
+    return Needle(find_prefix, LONGEST, LONGEST, prefix[0] == 0, prefix)
 
 
 # The bytes that each match of an expression begins with, as far as that is plain to see. The
