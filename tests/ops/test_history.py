@@ -321,6 +321,23 @@ def test_into_the_next_page(tmp_path: Path) -> None:
     assert past_of(w, literal(b"needle"), tmp_path) == []
 
 
+@pytest.mark.parametrize("step", [1, 1 << 20])
+def test_over_three_pages(step: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Found once, though two of them are replaced, in one go or in two."""
+    monkeypatch.setattr(module, "_STEP", step)
+    text = random.Random(1).randbytes(PAGE + 20)
+    whole = bytes(PAGE - 10) + text + bytes(PAGE - 10)
+
+    def triple(w: StreamWriter) -> None:
+        for at in range(0, 3 * PAGE, PAGE):
+            w.page("mem", at, whole[at : at + PAGE])
+
+    w = simple(triple, lambda w: (w.zero("mem", 0), w.zero("mem", 2 * PAGE)), mem=4)
+    want = [("mem", PAGE - 10, len(text), offsets(w, "PAGE", 0)[0])]
+    assert past_of(w, literal(text), tmp_path) == want
+    assert past_of(w, expression(re.escape(text)), tmp_path) == want
+
+
 def test_the_last_page_of_a_block_may_be_a_part_of_one(tmp_path: Path) -> None:
     w = StreamWriter()
     w.header()
