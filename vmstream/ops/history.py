@@ -147,7 +147,10 @@ def search_history(
             summary.on(event)
             fold.on(event)
         for hit in search(memory, needle, block=block):
-            take(past.dated(hit, memory.block_index(hit.block_b64 or hit.block)))
+            # By its address, since names need not be readable.
+            there = None if hit.gpa is None else memory.locate(hit.gpa)
+            index = there[0] if there is not None else memory.block_index(block or hit.block)
+            take(past.dated(hit, index))
     return seen
 
 
