@@ -139,6 +139,27 @@ def bench_extract(path: Path, work: Path, runs: int) -> None:
     )
 
 
+def bench_search(path: Path, runs: int) -> None:
+    """search for what is not there, against grep over the file."""
+    text = "no such text in it"
+    find: list[str | Path] = [*VMSTREAM, "search", path]
+    grep, *ours = in_turn(
+        runs,
+        (["grep", "-c", "-a", "-F", text, path], None),
+        ([*find, text], None),
+        ([*find, "--regex", f"{text}+"], None),
+        ([*find, "--regex", f"[N]{text}"], None),
+        ([*find, "--history", text], None),
+    )
+    names = ("text", "an expression, text first", "an expression", "text, --history")
+    for name, took in zip(names, ours, strict=True):
+        row(
+            f"search, {path.name}, {name}, start-up included",
+            f"{took:.2f} s, {path.stat().st_size / took / 1e9:.2f} GB/s of the file",
+            f"{took / grep:.1f} x grep ({grep:.2f} s)",
+        )
+
+
 class Pages:
     """A sink in memory, as a block of RAM."""
 
@@ -424,6 +445,7 @@ def main() -> None:
         bench_extract(busy, work, options.runs)
         for path in options.stream:
             bench_extract(path, work, options.runs)
+            bench_search(path, options.runs)
         bench_mapped(work, 2 * pages, options.runs)
         bench_multifd(work, pages, options.runs)
         middle = work / "middle.bin"

@@ -74,6 +74,37 @@ def test_a_damaged_stream(tmp_path: Path) -> None:
     assert "the input ends" in run.err
 
 
+def test_history(tmp_path: Path) -> None:
+    def page(text: bytes) -> bytes:
+        return text.ljust(PAGE, b"\0")
+
+    w = simple(*(lambda w, t=t: w.page("mem", PAGE, page(t)) for t in (b"old", b"new")), mem=4)
+    path = tmp_path / "s"
+    path.write_bytes(bytes(w))
+    first, last = (i.offset for i in w.items_of("PAGE"))
+    run = vmstream("search", path, "--regex", "old|new", "--history")
+    assert (run.status, run.err) == (0, "")
+    assert run.out.splitlines() == [
+        f"000000001000  mem+0x1000  |old|  record {first:#x}, superseded",
+        f"000000001000  mem+0x1000  |new|  record {last:#x}",
+    ]
+    run = vmstream("search", path, "old", "--history", "--json")
+    (hit,) = run.lines()
+    validator("search").validate(hit)
+    assert (hit["superseded"], hit["record_offset"], hit["channel"]) == (True, first, None)
+    assert vmstream("search", path, "old").out == ""
+    run = vmstream("search", "-", "old", "--history", "--spool", tmp_path, stdin=bytes(w))
+    assert (run.status, run.out) == (4, "")
+    assert "save it to a file" in run.err
+
+
+def test_there_is_no_history(plain: Path) -> None:
+    run = vmstream("search", plain, "_SM_", "--history", "--limit", "1")
+    assert run.status == 0
+    assert run.out.count("record 0x") == 1
+    assert "there is no history" in run.err
+
+
 @pytest.mark.parametrize(
     ("args", "said"),
     [

@@ -195,14 +195,15 @@ def test_a_page_that_does_not_decode() -> None:
 
 
 def test_an_input_that_became_shorter() -> None:
-    w = writer(mem=PAGE)
+    w = writer(mem=2 * PAGE)
     with w.ram_end():
         w.page("mem", 0, b"1" * PAGE)
     index, source, _ = indexed(w)
     source.data = source.data[:200]
-    with pytest.raises(TruncatedError, match="shorter") as caught:
-        read(index, 0, 0, 1)
-    assert caught.value.offset == 200
+    for length in (PAGE, 2 * PAGE):
+        with pytest.raises(TruncatedError, match="shorter") as caught:
+            read(index, 0, 0, length)
+        assert caught.value.offset == 200
 
 
 def test_bounds() -> None:

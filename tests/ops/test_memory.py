@@ -534,7 +534,7 @@ def test_a_file_that_is_cut_behind_our_back(tmp_path: Path) -> None:
         assert memory.read(0, 1) == b"x"
         os.truncate(path, 300)
         with pytest.raises(TruncatedError, match="shorter than it was"):
-            memory.read(0, 1)
+            memory.read(0, PAGE)
 
 
 def test_events_are_taken_once(tmp_path: Path) -> None:

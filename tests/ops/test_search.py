@@ -145,6 +145,44 @@ def test_as_in_one_piece(tmp_path_factory: pytest.TempPathFactory, data: st.Data
     assert [(h.gpa, (h.gpa or 0) + h.length) for h in hits] == want
 
 
+@given(
+    st.sampled_from([
+        b"abc", b"abca*", b"abca+b", b"abc(ab)?", b"abca{0}b", b"abca{1,2}", b"abc[ab]*a",
+        rb"abc\x00a", b"abc.", b"abc$", rb"abc\b", b"abca??", b"abc(?=a)", b"ab(c|a)", b"abcab*?c",
+        b"abc(?i:A)", b"a]b}", b"abc{", b"(?s)abc.", b"aba|bab", b"abc(?<=abc)", b"aaa", b"abab",
+    ]),
+    st.lists(
+        st.sampled_from([b"a", b"b", b"c", b"abc", b"abca", b"aaa", b"\n", b"\0", b"A", b"{"])
+    ),
+    st.integers(0, 3), st.integers(0, 9), st.integers(0, 9),
+)  # fmt: skip
+def test_expressions_that_begin_with_text(
+    pattern: bytes, parts: list[bytes], begin: int, skip: int, rest: int
+) -> None:
+    """Found by that text, they are found as `re` does, whatever part of a buffer is looked at."""
+    data = b"".join(parts)
+    begin = min(begin, len(data))
+    start = min(begin + skip, len(data))
+    last = max(start, len(data) - rest)
+    want = [
+        (m.start() + begin, m.end() + begin)
+        for m in re.compile(pattern).finditer(data[begin:], start - begin)
+        if m.start() + begin < last
+    ]
+    found = expression(pattern).find(bytearray(data), begin, start, last, len(data))
+    assert list(found) == want
+
+
+def test_which_text_an_expression_begins_with() -> None:
+    for pattern, text in {
+        rb"https?://": b"http", rb"key=\w+": b"key=", b"abc*": b"ab", b"abc{2}": b"ab",
+        b"a|bcd": b"", b"(?i)abc": b"", b"^abc": b"", b"[a]bc": b"",
+        b"abc": b"abc", b"abc\\.": b"abc",
+    }.items():  # fmt: skip
+        assert module._prefix(pattern) == text
+        assert expression(pattern).in_zeros == (len(text) < 3)
+
+
 def test_limit(tmp_path: Path) -> None:
     (tmp_path / "s").write_bytes(bytes(pages_of(put(3 * MIB, 0, 9, 2 * MIB, text=b"x"))))
     with vmstream.open(tmp_path / "s") as stream, stream.memory() as memory:

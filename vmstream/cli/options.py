@@ -19,7 +19,7 @@ from vmstream.wire.constants import TARGET_PAGE_SIZES
 
 if TYPE_CHECKING:
     from vmstream.guest.devices import DeviceTree
-    from vmstream.ops.memory import GuestMemory
+    from vmstream.ops.memory import GuestMemory, MemoryOptions
     from vmstream.ops.virtual import VirtualMemory
 
 stream_argument = click.argument("stream", metavar="STREAM")
@@ -114,25 +114,43 @@ def memory_options(command: Callable[..., Any]) -> Callable[..., Any]:
 
 
 @contextlib.contextmanager
-def open_memory(stream: str, options: dict[str, Any]) -> Iterator[GuestMemory]:
-    """Open a stream and index its memory, as `memory_options` say."""
-    from vmstream.ops.memory import MemoryOptions, read_memory
-
-    max_ram, spool = options["max_ram"], options["spool"]
+def open_input(
+    stream: str, options: dict[str, Any]
+) -> Iterator[tuple[OpenStream, Channels | None]]:
+    """Open a stream and its channels, as `memory_options` say."""
+    max_ram = options["max_ram"]
     with (
         OpenStream(
             stream,
             snapshot=options["snapshot"],
-            spool=spool,
+            spool=options["spool"],
             max_ram=max_ram,
             max_layers=options["max_layers"],
         ) as opened,
         open_channels(options["channels"], opened, max_ram) as beside,
     ):
+        yield opened, beside
+
+
+def memory_settings(options: dict[str, Any]) -> MemoryOptions:
+    """How memory is indexed, as `memory_options` say."""
+    from vmstream.ops.memory import MemoryOptions
+
+    return MemoryOptions(
+        options["partial"], options["below_4g"], options["spool"], options["max_ram"]
+    )
+
+
+@contextlib.contextmanager
+def open_memory(stream: str, options: dict[str, Any]) -> Iterator[GuestMemory]:
+    """Open a stream and index its memory, as `memory_options` say."""
+    from vmstream.ops.memory import read_memory
+
+    with open_input(stream, options) as (opened, beside):
         with progress_bar("indexing") as progress:
             memory = read_memory(
                 opened,
-                MemoryOptions(options["partial"], options["below_4g"], spool, max_ram),
+                memory_settings(options),
                 beside,
                 page_size=options["page_size"],
                 progress=progress,

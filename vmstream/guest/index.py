@@ -17,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from vmstream.errors import IntegrityError, LimitError, TruncatedError
-from vmstream.guest.memory import Placement, RAMImage
+from vmstream.guest.memory import BeforeWrite, Placement, RAMImage
 from vmstream.stream.events import MappedPages, MultiFDPacket, PageBatch, RAMBlock
 
 # Of a place: bits of the offset; what is above is 1 for the spool, 2 for the first input.
@@ -164,6 +164,10 @@ class PageIndex:
         """Make a range of a block as if it had never been sent; bytes, on page boundaries."""
         self._image.discard(block, start, length)
 
+    def watch(self, before: BeforeWrite) -> None:
+        """Have this called ahead of each change, while the index has what is replaced."""
+        self._image.before = before
+
     def has_data(self, block: int, offset: int, length: int) -> bool:
         """Whether any page that a range of a block touches may have other bytes than zeros."""
         size = self.page_size
@@ -178,6 +182,14 @@ class PageIndex:
             OSError: The input cannot be read.
         """
         size, at = self.page_size, 0
+        page, inside = divmod(offset, size)
+        if inside + len(buffer) <= size:
+            place = int(self._places[block][page]) if len(buffer) else 0
+            if place:
+                self._read(place + inside, buffer)
+            else:
+                buffer[:] = bytes(len(buffer))
+            return
         step = max(1, _AT_ONCE // size) * size
         while at < len(buffer):
             inside = (offset + at) % size
@@ -196,6 +208,11 @@ class PageIndex:
     def read_pages(self, block: int, page: _Numbers, pages: NDArray[np.uint8]) -> None:
         """Fill `pages`, uint8 (n, page size), with the pages of these numbers."""
         self._fetch(self._places[block][page], pages)
+
+    def may_have_data(self, block: int, page: _Numbers) -> NDArray[np.bool_]:
+        """Whether each of these pages may have other bytes than zeros, bool (n,)."""
+        data: NDArray[np.bool_] = self._places[block][page] != 0
+        return data
 
     # Say that positions in a window are places in an input, if it can be read there.
     def _stand_in(self, window: memoryview, offset: int, end: int) -> None:

@@ -67,6 +67,11 @@ class PageSink(Protocol):
         ...
 
 
+# What is told ahead of a write: the block, its pages, ascending, and the place of each one's record
+# in the batch, or among the pages of the packet, those with data first; `None` for a discard.
+BeforeWrite = Callable[[int, _Numbers, _Numbers | None], None]
+
+
 @dataclass(frozen=True, slots=True)
 class Placement:
     """A stretch of a block and its place in a sink, bytes; starts and ends on a page."""
@@ -103,6 +108,8 @@ class RAMImage:
         for place in placements:
             self._places[place.block].append(place)
         self._data = [PageBitmap(-(-b.used_length // page_size)) for b in blocks]
+        # Called ahead of each write; a page that comes twice in a batch is then written twice.
+        self.before: BeforeWrite | None = None
 
     def add(self, batch: PageBatch) -> None:
         """Write one batch.
@@ -122,7 +129,9 @@ class RAMImage:
         """Make a range of a block as if it had never been written; bytes, on page boundaries."""
         first, stop = start // self._page_size, -(-(start + length) // self._page_size)
         for at in range(first, stop, _DISCARDED):
-            self._write_zeros(block, np.arange(at, min(at + _DISCARDED, stop)))
+            page = np.arange(at, min(at + _DISCARDED, stop))
+            self._announce(block, page, None)
+            self._write_zeros(block, page)
 
     def add_mapped(self, event: MappedPages) -> None:
         """Write a stretch of a mapped-ram page area, run by run from where it is."""
@@ -150,10 +159,12 @@ class RAMImage:
         if packet.block < 0 or not self._places[packet.block]:
             return
         size = np.uint64(self._page_size)
-        page, position = _last_of_each((packet.normal // size).view(np.int64))
-        position *= self._page_size
-        self._write_pages(pages, packet.block, page, position, self._page_size)
-        self._write_zeros(packet.block, np.unique(packet.zero // size).view(np.int64))
+        page, rows = _last_of_each((packet.normal // size).view(np.int64))
+        self._announce(packet.block, page, rows)
+        self._write_pages(pages, packet.block, page, rows * self._page_size, self._page_size)
+        page, rows = _last_of_each((packet.zero // size).view(np.int64))
+        self._announce(packet.block, page, rows + len(packet.normal))
+        self._write_zeros(packet.block, page)
 
     # Write the records of one block; `rows` are their places in the batch.
     def _add(self, batch: PageBatch, block: int, rows: _Numbers) -> None:
@@ -161,31 +172,32 @@ class RAMImage:
             return
         page = (batch.block_offset[rows] // np.uint64(self._page_size)).view(np.int64)
         deltas = (batch.flags[rows] & _XBZRLE) != 0
-        if deltas.any():
-            changed = np.isin(page, page[deltas])
+        changed = np.isin(page, page[deltas])
+        if self.before is not None:
+            changed |= _repeated(page)
+        if changed.any():
             self._add_in_turn(batch, block, rows[changed], page[changed])
             rows, page = rows[~changed], page[~changed]
         page, last = _last_of_each(page)
         self._add_whole(batch, block, rows[last], page)
 
-    # Write records of pages that are changed by differences: the first of each page, then the
-    # second of each, and so on.
+    # Write records that matter each: the first of each page, then the second of each, and so on.
     def _add_in_turn(self, batch: PageBatch, block: int, rows: _Numbers, page: _Numbers) -> None:
         order = np.argsort(page, kind="stable")
         rows, page = rows[order], page[order]
         begins = np.concatenate(([0], np.flatnonzero(np.diff(page)) + 1))
         counts = np.diff(begins, append=len(page))
         turn = np.arange(len(page)) - np.repeat(begins, counts)
-        deltas = (batch.flags[rows] & _XBZRLE) != 0
-        for number in range(int(counts.max())):
-            mine = turn == number
-            whole = mine & ~deltas
-            self._add_whole(batch, block, rows[whole], page[whole])
-            mine &= deltas
-            self._add_deltas(batch, block, rows[mine], page[mine])
+        by_turn = np.argsort(turn, kind="stable")
+        for mine in np.split(by_turn, np.cumsum(np.bincount(turn))[:-1]):
+            deltas = (batch.flags[rows[mine]] & _XBZRLE) != 0
+            for kind, write in ((~deltas, self._add_whole), (deltas, self._add_deltas)):
+                if kind.any():
+                    write(batch, block, rows[mine[kind]], page[mine[kind]])
 
     # Write records that need nothing of what the pages were, of ascending pages.
     def _add_whole(self, batch: PageBatch, block: int, rows: _Numbers, page: _Numbers) -> None:
+        self._announce(block, page, rows)
         flags = batch.flags[rows]
         end = _ends(batch, rows)
         plain, filled, packed = ((flags & kind) != 0 for kind in (_PAGE, _ZERO, _COMPRESS_PAGE))
@@ -210,6 +222,7 @@ class RAMImage:
             begin = end - length
             encoding = np.frombuffer(batch.window, np.uint8)[begin - _XBZRLE_HEAD_SIZE]
             known = encoding == ENCODING_FLAG_XBZRLE
+            self._announce(block, page[part], rows[part])
             pages = np.zeros((len(part), self._page_size), np.uint8)
             self._read_pages(block, page[part], pages)
             # A payload of an encoding that nobody knows changes nothing.
@@ -252,6 +265,10 @@ class RAMImage:
         if self._on_fault is None:
             raise error
         self._on_fault(error)
+
+    def _announce(self, block: int, page: _Numbers, rows: _Numbers | None) -> None:
+        if self.before is not None and len(page):
+            self.before(block, page, rows)
 
     # Indices, as many at a time as pages fit the buffer.
     def _parts(self, rows: _Numbers) -> Iterator[_Numbers]:
@@ -335,6 +352,15 @@ def _last_of_each(page: _Numbers) -> tuple[_Numbers, _Numbers]:
         return page, np.arange(len(page))
     pages, last = np.unique(page[::-1], return_index=True)
     return pages, len(page) - 1 - last
+
+
+# Which of these pages come more than once.
+def _repeated(page: _Numbers) -> NDArray[np.bool_]:
+    if (np.diff(page) > 0).all():
+        return np.zeros(len(page), np.bool_)
+    _, which, counts = np.unique(page, return_inverse=True, return_counts=True)
+    many: NDArray[np.bool_] = counts[which] > 1
+    return many
 
 
 # Where records end in the window of their batch.

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import os
+from bisect import bisect_right
 from collections.abc import Iterable, Iterator
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass
@@ -236,12 +237,11 @@ class GuestMemory:
     # The region that an address is in, and how many of `most` bytes are in it; without one, how
     # many are in none.
     def _region(self, gpa: int, most: int) -> tuple[Region | None, int]:
-        for region in self.map.regions:
-            if gpa < region.gpa:
-                return None, min(most, region.gpa - gpa)
-            if gpa < region.gpa + region.length:
-                return region, min(most, region.gpa + region.length - gpa)
-        return None, most
+        regions = self.map.regions
+        after = bisect_right(regions, gpa, key=_start)
+        if after and gpa < (end := regions[after - 1].gpa + regions[after - 1].length):
+            return regions[after - 1], min(most, end - gpa)
+        return None, min(most, regions[after].gpa - gpa) if after < len(regions) else most
 
     def _check(self, gpa: int, length: int) -> None:
         stop = gpa + length
@@ -345,7 +345,7 @@ class MemoryFile(io.RawIOBase):
         return len(view)
 
 
-class _Indexer(PageFold[PageIndex]):
+class Indexer(PageFold[PageIndex]):
     """Fold: makes the index at the first page, and fills it."""
 
     def __init__(
@@ -415,7 +415,7 @@ def index_memory(
     summary, evidence = Summary(), MapEvidence()
     with ExitStack() as stack:
         spool = stack.enter_context(Spool(options.spool))
-        indexer = _Indexer(source, channels, options, summary, spool)
+        indexer = Indexer(source, channels, options, summary, spool)
         try:
             for event in stream:
                 summary.on(event)
@@ -458,6 +458,10 @@ def _check_fault(summary: Summary, options: MemoryOptions) -> None:
     hopeless = not summary.read or isinstance(error, (UnsupportedError, LimitError))
     if error is not None and (hopeless or not options.partial):
         raise error
+
+
+def _start(region: Region) -> int:
+    return region.gpa
 
 
 def _length(number: int) -> int:

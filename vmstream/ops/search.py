@@ -17,11 +17,16 @@ _STEP = 1 << 20
 # can reach, and look, to either side.
 LONGEST = 64 << 10
 
-# Bytes of a match that are reported.
-_SHOWN = 64
+# What an expression must begin with for its matches to be looked for by that: `bytes.find` is
+# quicker than `re`.
+_SHORTEST_PREFIX = 3
 
-# In a buffer: where matches may start, where they must, and where the buffer ends.
-_Finder = Callable[[bytearray, int, int, int], Iterator[tuple[int, int]]]
+# Bytes of a match that are reported.
+SHOWN = 64
+
+# In a buffer: where what can be looked at begins, where matches may start, where they must have
+# started, and where what can be looked at ends.
+_Finder = Callable[[bytearray, int, int, int, int], Iterator[tuple[int, int]]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,12 +38,14 @@ class Needle:
         before: Bytes in front of a match that matter.
         behind: Bytes from its start on that may be in it.
         in_zeros: A match may start with a zero byte.
+        text: What every match begins with, as far as that is plain.
     """
 
     find: _Finder
     before: int
     behind: int
     in_zeros: bool
+    text: bytes
 
 
 def literal(pattern: bytes) -> Needle:
@@ -50,13 +57,15 @@ def literal(pattern: bytes) -> Needle:
     if not 0 < len(pattern) <= LONGEST:
         raise ValueError(f"a pattern has 1 to {LONGEST} bytes")
 
-    def find(buffer: bytearray, start: int, last: int, end: int) -> Iterator[tuple[int, int]]:
+    def find(
+        buffer: bytearray, begin: int, start: int, last: int, end: int
+    ) -> Iterator[tuple[int, int]]:
         end = min(end, last - 1 + len(pattern))
         while (at := buffer.find(pattern, start, end)) >= 0:
             start = at + len(pattern)
             yield at, start
 
-    return Needle(find, 0, len(pattern), pattern[0] == 0)
+    return Needle(find, 0, len(pattern), pattern[0] == 0, pattern)
 
 
 def expression(pattern: bytes) -> Needle:
@@ -70,14 +79,43 @@ def expression(pattern: bytes) -> Needle:
     except (re.error, RecursionError, OverflowError) as error:
         raise ValueError(f"no regular expression: {error}") from error
 
-    def find(buffer: bytearray, start: int, last: int, end: int) -> Iterator[tuple[int, int]]:
-        for match in compiled.finditer(buffer, start, end):
-            if match.start() >= last:
+    prefix = _prefix(pattern)
+
+    def find(
+        buffer: bytearray, begin: int, start: int, last: int, end: int
+    ) -> Iterator[tuple[int, int]]:
+        for match in compiled.finditer(memoryview(buffer)[begin:end], start - begin):
+            if match.start() >= last - begin:
                 return
             if match.end() > match.start():
-                yield match.span()
+                yield match.start() + begin, match.end() + begin
 
-    return Needle(find, LONGEST, LONGEST, True)
+    def find_prefix(
+        buffer: bytearray, begin: int, start: int, last: int, end: int
+    ) -> Iterator[tuple[int, int]]:
+        final = min(end, last - 1 + len(prefix))
+        seen = memoryview(buffer)[begin:end]
+        while (at := buffer.find(prefix, start, final)) >= 0:
+            match = compiled.match(seen, at - begin)
+            start = at + 1
+            if match is not None:
+                start = match.end() + begin
+                yield at, start
+
+    if len(prefix) < _SHORTEST_PREFIX:
+        return Needle(find, LONGEST, LONGEST, True, b"")
+    return Needle(find_prefix, LONGEST, LONGEST, prefix[0] == 0, prefix)
+
+
+# The bytes that each match of an expression begins with, as far as that is plain to see. The
+# expression compiles.
+def _prefix(pattern: bytes) -> bytes:
+    if b"|" in pattern:
+        return b""
+    plain = re.match(rb"[^.^$*+?{\\[()]*", pattern)
+    prefix = plain[0] if plain else b""
+    quantified = pattern[len(prefix) : len(prefix) + 1] in (b"*", b"+", b"?", b"{")
+    return prefix[:-1] if quantified else prefix
 
 
 def search(
@@ -119,13 +157,16 @@ def _hits(memory: GuestMemory, stretches: list[Stretch], needle: Needle) -> Iter
             end = min(stretch.length, last + needle.behind)
             stretch.read_into(begin, view[: end - begin])
             first = max(at, done) - begin
-            for start, stop in needle.find(buffer, first, last - begin, end - begin):
+            for start, stop in needle.find(buffer, 0, first, last - begin, end - begin):
                 done = begin + stop
-                found = bytes(buffer[start : min(stop, start + _SHOWN)])
-                yield _hit(memory, *stretch.place(begin + start), stop - start, found)
+                found = bytes(buffer[start : min(stop, start + SHOWN)])
+                yield hit_report(memory, *stretch.place(begin + start), stop - start, found)
 
 
-def _hit(memory: GuestMemory, block: int, offset: int, length: int, found: bytes) -> HitReport:
+def hit_report(
+    memory: GuestMemory, block: int, offset: int, length: int, found: bytes
+) -> HitReport:
+    """Describe a hit at a place in a block; `found` are the first SHOWN bytes of it."""
     name = memory.blocks[block].idstr
     return HitReport(
         SEARCH_SCHEMA,

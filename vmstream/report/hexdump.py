@@ -29,8 +29,16 @@ def hexdump(data: bytes, address: int) -> Iterator[str]:
 
 
 def hit_line(hit: HitReport) -> str:
-    """One hit of `search` as a line of text: address, block and offset, what is there."""
+    """One hit of `search` as a line of text: address, block and offset, what is there.
+
+    With the record that it came with, if that is known.
+    """
     gpa = "-" * 12 if hit.gpa is None else f"{hit.gpa:012x}"
     text = bytes.fromhex(hit.data).translate(_PRINTABLE).decode("ascii")
     more = "..." if hit.length > len(text) else ""
-    return f"{gpa}  {printable(hit.block)}+{hit.block_offset:#x}  |{text}|{more}"
+    record = ""
+    if hit.record_offset is not None:
+        record = f"  record {hit.record_offset:#x}"
+        record += "" if hit.channel is None else f" of {printable(hit.channel)}"
+        record += ", superseded" if hit.superseded else ""
+    return f"{gpa}  {printable(hit.block)}+{hit.block_offset:#x}  |{text}|{more}{record}"

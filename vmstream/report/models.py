@@ -908,6 +908,11 @@ class HitReport:
         length: Of the match, bytes.
         data: The match as hex, its first 64 bytes.
         block_b64: The name in full if `block` does not give it back, else `None`.
+        superseded: A page that the match is in was replaced or withdrawn later in the stream
+            (--history).
+        record_offset: With --history, absolute offset of the page record, or multifd packet, that
+            the page it starts in came with; `None` without, or if the page never came.
+        channel: File of the channel that this offset is in; `None` for the stream itself.
     """
 
     schema: str
@@ -917,6 +922,9 @@ class HitReport:
     length: int
     data: str
     block_b64: str | None = None
+    superseded: bool = False
+    record_offset: int | None = None
+    channel: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
