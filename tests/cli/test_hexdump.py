@@ -76,6 +76,25 @@ def test_channels_and_spool(tmp_path: Path) -> None:
     assert list(spool.iterdir()) == []
 
 
+def test_shared_memory(tmp_path: Path) -> None:
+    """x-ignore-shared: the file behind the block, of `search` too."""
+    stream, memory = fixture_file("ignoreshared-10.0-pc", tmp_path), tmp_path / "a=b"
+    run = vmstream("hexdump", stream, "--phys", "0")
+    assert (run.status, run.out) == (4, "")
+    assert "--shared-block mem=FILE" in run.err
+    content = bytearray(16 << 20)
+    content[0x123456 : 0x123456 + 8] = b"a needle"
+    memory.write_bytes(content)
+    shared = "--shared-block", f"mem={memory}"
+    assert raw(stream, "--phys", "0", "-n", "16M", *shared) == content
+    run = vmstream("search", stream, "needle", *shared)
+    assert (run.status, run.out.split()[:2]) == (0, ["000000123458", "mem+0x123458"])
+    memory.write_bytes(b"short")
+    run = vmstream("hexdump", stream, "--phys", "0", *shared)
+    assert (run.status, run.out) == (2, "")
+    assert "a=b: 5 bytes, but block 'mem' has 16777216" in run.err
+
+
 def test_no_ram_there(tmp_path: Path) -> None:
     (tmp_path / "s").write_bytes(bytes(holed({2 * GIB - PAGE: b"\x20" * PAGE})))
     call = ("hexdump", tmp_path / "s", "--phys", "0x7ffffff8", "-n", "16")

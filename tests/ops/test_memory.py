@@ -27,6 +27,7 @@ from tests.ops.test_extract import (
     LAYOUTS,
     REFUSED,
     SHARED,
+    over_shared,
     pipe_of,
     rtc,
     simple,
@@ -540,6 +541,43 @@ def test_shared_memory(name: str, tmp_path: Path) -> None:
             memory.read(0, 1)
         (ram,) = memory.stretches()
         assert ram.has_data(0, 1)
+
+
+@pytest.mark.parametrize("name", SHARED)
+def test_shared_memory_from_its_file(name: str, tmp_path: Path) -> None:
+    stream_path, file, manifest = fixture_file(name, tmp_path), tmp_path / "m", load_manifest(name)
+    content = random.Random(7).randbytes(16 * MIB)
+    file.write_bytes(content)
+    with (
+        vmstream.open(stream_path) as stream,
+        stream.memory(shared_blocks={"mem": file}) as memory,
+    ):
+        assert memory.open().read() == content
+        (ram,) = memory.stretches()
+        assert ram.has_data(5 * MIB, 1)
+        for idstr in known_blocks(manifest):
+            if idstr != "mem":
+                size = manifest["blocks"][idstr]["size"]
+                check_block_bytes(manifest, idstr, in_pieces(memory, idstr, size))
+        os.truncate(file, MIB)
+        with pytest.raises(TruncatedError, match="shorter than it was"):
+            memory.read(MIB, 1)
+    for size, block, error, word in (
+        (MIB, "mem", OutputError, "m: 1048576 bytes, but block 'mem' has 16777216"),
+        (MIB, "none", OutputError, "no block 'none'"),
+        (None, "mem", OSError, "No such file"),
+    ):
+        if size is None:
+            file.unlink()
+        with vmstream.open(stream_path) as stream, pytest.raises(error, match=word):
+            stream.memory(shared_blocks={block: file})
+
+
+def test_pages_over_shared_memory(tmp_path: Path) -> None:
+    path, file, want = over_shared(tmp_path)
+    with vmstream.open(path) as stream, stream.memory(shared_blocks={"mem": file}) as memory:
+        assert memory.read_block("mem", 0, len(want)) == want
+        assert not memory.stretches(0)[0].has_data(PAGE, PAGE)
 
 
 def test_a_layout_that_is_not_known(tmp_path: Path) -> None:

@@ -72,6 +72,7 @@ class PageIndex:
 
     Attributes:
         source: Number of the input whose pages come next.
+        from_files: Blocks that have their memory from a file.
 
     Raises:
         LimitError: There are more pages.
@@ -115,6 +116,7 @@ class PageIndex:
             on_fault,
         )
         self.source = 0
+        self.from_files: set[int] = set()
         # The window whose bytes are those of an input, and what to add to a position in it.
         self.window: memoryview | None = None
         self.shift = 0
@@ -128,6 +130,25 @@ class PageIndex:
         self._stand_in(batch.window, batch.window_offset, batch.end)
         self._image.add(batch)
         self.window = None
+
+    def take_file(self, block: int, source: int) -> None:
+        """Take the memory of a block from an input that is that and nothing else.
+
+        Pages that come after it count.
+        """
+        size, length = self.page_size, self.blocks[block].used_length
+        base, whole, places = self._place(source, 0, length), length // size, self._places[block]
+        for at in range(0, whole, _AT_ONCE):
+            stop = min(at + _AT_ONCE, whole)
+            places[at:stop] = np.arange(at, stop).view(np.uint64) * np.uint64(size)
+            places[at:stop] += np.uint64(base)
+        if length % size:
+            # What is less than a page has no place in an input.
+            rest = memoryview(bytearray(length % size))
+            self._read(base + whole * size, rest)
+            self._sinks[block].write(whole * size, rest)
+        self._image.filled(block)
+        self.from_files.add(block)
 
     def add_mapped(self, event: MappedPages) -> None:
         """Note a stretch of a mapped-ram page area."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import secrets
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -331,22 +331,22 @@ class _Writer(PageFold[RAMImage]):
                 length = -(-blocks[at].used_length // page_size) * page_size
                 self._tables = _Tables(length)
                 placements.append(Placement(at, 0, length, self._tables, 0))
-        self._take_shared(blocks, placements)
         on_fault = self._page_fault if options.partial else None
-        return RAMImage(blocks, page_size, placements, on_fault)
+        image = RAMImage(blocks, page_size, placements, on_fault)
+        self._take_shared(blocks, placements, image)
+        return image
 
     # Memory that the stream leaves to a file. Pages that are in the stream come over it.
-    def _take_shared(self, blocks: tuple[RAMBlock, ...], placements: list[Placement]) -> None:
-        for name, path in self._options.shared_blocks:
-            index = find_block(blocks, name)
-            length, size = blocks[index].used_length, path.stat().st_size
-            if size != length:
-                raise OutputError(f"{path}: {size} bytes, but block {name!r} has {length}")
+    def _take_shared(
+        self, blocks: tuple[RAMBlock, ...], placements: list[Placement], image: RAMImage
+    ) -> None:
+        for index, path in shared_files(blocks, self._options.shared_blocks):
             for out in self.files.values():
                 _check_apart(path, out.path)
             for place in placements:
                 if place.block == index and isinstance(place.sink, OutputFile):
                     place.sink.take_file(path, place.block_offset, place.length, place.sink_offset)
+            image.filled(index)
 
     def _file(self, key: int | None, path: Path, size: int) -> OutputFile:
         if self._options.manifest is not None:
@@ -493,6 +493,23 @@ def find_block(blocks: tuple[RAMBlock, ...], name: str) -> int:
     if name not in names:
         raise OutputError(f"no block {name!r}; the stream has: {', '.join(names)}")
     return names.index(name)
+
+
+def shared_files(
+    blocks: tuple[RAMBlock, ...], given: Iterable[tuple[str, Path]]
+) -> Iterator[tuple[int, Path]]:
+    """Yield the index of each block whose memory is in a file (x-ignore-shared), and the file.
+
+    Raises:
+        OutputError: There is no such block, or the file has another length.
+        OSError: There is no such file.
+    """
+    for name, path in given:
+        index = find_block(blocks, name)
+        length, size = blocks[index].used_length, path.stat().st_size
+        if size != length:
+            raise OutputError(f"{path}: {size} bytes, but block {name!r} has {length}")
+        yield index, path
 
 
 def extract(

@@ -8,6 +8,7 @@ from collections.abc import Iterable, Iterator
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass
 from itertools import pairwise
+from pathlib import Path
 from typing import TYPE_CHECKING, Self
 
 from vmstream.container.open import OpenStream
@@ -24,14 +25,14 @@ from vmstream.errors import (
 from vmstream.guest.index import MAX_INDEXED, Input, PageIndex
 from vmstream.guest.physical import PhysicalMap, Region, physical_map
 from vmstream.ops.channels import Channels
-from vmstream.ops.extract import MapEvidence, find_block, tables_block
+from vmstream.ops.extract import MapEvidence, find_block, shared_files, tables_block
 from vmstream.ops.inspect import Summary
 from vmstream.ops.pages import PageFold, check_complete, check_pages, shared_memory
 from vmstream.ops.pipeline import Progress, events
 from vmstream.report.models import readable
 from vmstream.stream.decoder import Decoder
 from vmstream.stream.events import Anomaly, Event, RAMBlock
-from vmstream.transport.source import RandomAccess, Source
+from vmstream.transport.source import OpenSource, RandomAccess, Source
 from vmstream.transport.spool import Spool
 from vmstream.wire.constants import CAP_IGNORE_SHARED, DEFAULT_PAGE_SIZE
 
@@ -51,12 +52,14 @@ class MemoryOptions:
         below_4g: Size of RAM below 4 GiB, bytes, if the user states it.
         spool: Directory for pages that cannot be read from the input.
         max_ram: RAM in bytes that is indexed; `MAX_INDEXED` pages if `None`.
+        shared_blocks: Names of blocks whose memory is in a file (x-ignore-shared), and the files.
     """
 
     partial: bool = False
     below_4g: int | None = None
     spool: str | os.PathLike[str] | None = None
     max_ram: int | None = None
+    shared_blocks: tuple[tuple[str, Path], ...] = ()
 
 
 class GuestMemory:
@@ -78,7 +81,7 @@ class GuestMemory:
     def __init__(
         self,
         index: PageIndex,
-        spool: Spool,
+        held: ExitStack,
         summary: Summary,
         evidence: MapEvidence,
         below_4g: int | None,
@@ -88,19 +91,19 @@ class GuestMemory:
         self.findings: tuple[Anomaly, ...] = tuple(summary.findings.kept)
         self.exit_code = summary.findings.exit_code
         self._index = index
-        self._spool = spool
         self._open = True
         shared = CAP_IGNORE_SHARED in summary.capabilities
         covered = summary.coverage_blocks()
         self._elsewhere = {
             i for i, b in enumerate(covered) if shared and b.pages and b.pages_missing == b.pages
-        }
+        } - index.from_files
         self._map: PhysicalMap | OutputError
         machine = summary.configuration.name if summary.configuration else None
         try:
             self._map = physical_map(evidence.evidence(machine, self._tables()), below_4g)
         except OutputError as error:
             self._map = error
+        self._held = held.pop_all()
 
     # Read at once: what the input does not give is no reason to have no memory.
     def _tables(self) -> bytes | None:
@@ -119,7 +122,7 @@ class GuestMemory:
     def close(self) -> None:
         """Give back what was kept on disk. Afterwards nothing can be read."""
         self._open = False
-        self._spool.close()
+        self._held.close()
 
     @property
     def map(self) -> PhysicalMap:
@@ -355,10 +358,12 @@ class _Indexer(PageFold[PageIndex]):
         options: MemoryOptions,
         summary: Summary,
         spool: Spool,
+        held: ExitStack,
     ) -> None:
         super().__init__(summary, channels, partial=options.partial)
         self._options = options
         self._spool = spool
+        self._held = held
         others = channels.list if channels is not None else []
         self._inputs = [_in_place(s) for s in (source, *(c.opened.source for c in others))]
         if None in self._inputs and options.spool is None:
@@ -371,14 +376,20 @@ class _Indexer(PageFold[PageIndex]):
     def open(self, page_size: int) -> PageIndex:
         """Make the index."""
         max_ram = self._options.max_ram
-        return PageIndex(
-            self._summary.blocks,
+        blocks = self._summary.blocks
+        index = PageIndex(
+            blocks,
             page_size,
             self._inputs,
             self._spool,
             self._page_fault if self._partial else None,
             most_pages=MAX_INDEXED if max_ram is None else max_ram // _PAGE_OF_LIMIT,
         )
+        for block, path in shared_files(blocks, self._options.shared_blocks):
+            file = self._held.enter_context(OpenSource(path))
+            self._inputs.append(_in_place(file))
+            index.take_file(block, len(self._inputs) - 1)
+        return index
 
     def opened(self, page_size: int) -> PageIndex:
         """Return the index, which is to note that pages are in the input of this event."""
@@ -410,12 +421,13 @@ def index_memory(
         StreamError: The stream is damaged and `partial` was not asked for, pages are missing from
             it that are elsewhere, or it is not seekable and there is no spool.
         LimitError: There is more RAM than is indexed.
-        OSError: The spool cannot be written.
+        OutputError: A file of shared memory is of another length than its block.
+        OSError: The spool cannot be written, or a file not be read.
     """
     summary, evidence = Summary(), MapEvidence()
     with ExitStack() as stack:
         spool = stack.enter_context(Spool(options.spool))
-        indexer = _Indexer(source, channels, options, summary, spool)
+        indexer = _Indexer(source, channels, options, summary, spool, stack)
         try:
             for event in stream:
                 summary.on(event)
@@ -433,9 +445,7 @@ def index_memory(
         check_complete(summary, "reads", partial=options.partial)
         coverage = summary.coverage
         index = indexer.opened(coverage.page_size if coverage else DEFAULT_PAGE_SIZE)
-        memory = GuestMemory(index, spool, summary, evidence, options.below_4g)
-        stack.pop_all()
-    return memory
+        return GuestMemory(index, stack, summary, evidence, options.below_4g)
 
 
 def read_memory(

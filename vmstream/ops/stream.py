@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from itertools import islice
+from pathlib import Path
 from typing import Self
 
 from vmstream.container.layers import Layer
@@ -128,6 +129,7 @@ class Stream:
         partial: bool = False,
         below_4g: int | None = None,
         spool: str | os.PathLike[str] | None = None,
+        shared_blocks: Mapping[str, str | os.PathLike[str]] | None = None,
     ) -> GuestMemory:
         """Return guest memory, to be read at any address while the stream is open.
 
@@ -140,13 +142,16 @@ class Stream:
             below_4g: Size of RAM below 4 GiB in bytes, to overrule what the stream shows (x86).
             spool: Directory for that file; needed for a pipe and for compressed input, of which
                 all pages are kept there.
+            shared_blocks: Names of blocks whose memory the stream leaves to a file
+                (x-ignore-shared), and the files.
 
         Raises:
             StreamError: The stream is damaged, and `partial` was not asked for.
             UnsupportedError: Pages are on channels that were not given, or the input cannot be
                 sought in and there is no `spool`.
             LimitError: There is more RAM than 1 TiB, or `max_ram`.
-            OutputError: Events of the stream were taken before.
+            OutputError: Events of the stream were taken before, or a file of shared memory is of
+                another length than its block.
             OSError: The input cannot be read, or the temporary file not be written.
 
         Example:
@@ -155,7 +160,8 @@ class Stream:
         """
         if self._taken:
             raise OutputError("events of this stream were taken already: open it again")
-        options = MemoryOptions(partial, below_4g, spool, self._max_ram)
+        shared = tuple((name, Path(path)) for name, path in (shared_blocks or {}).items())
+        options = MemoryOptions(partial, below_4g, spool, self._max_ram, shared)
         self._memory = index_memory(self, self._opened.source, options, self._channels)
         return self._memory
 
