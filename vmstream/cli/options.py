@@ -127,6 +127,12 @@ def memory_options(command: Callable[..., Any]) -> Callable[..., Any]:
             metavar="DIR",
             help="Keep in DIR what cannot be read in place: a pipe, pages of compressed input.",
         ),
+        click.option(
+            "--index",
+            type=click.Path(dir_okay=False, path_type=Path),
+            metavar="FILE",
+            help="Keep the index in FILE, or use the one there, if STREAM has not changed.",
+        ),
         page_size_option,
         limit_options,
     )
@@ -160,6 +166,7 @@ def open_memory(stream: str, options: dict[str, Any]) -> Iterator[GuestMemory]:
                     spool,
                     max_ram,
                     options["shared_blocks"],
+                    options["index"],
                 ),
                 beside,
                 page_size=options["page_size"],

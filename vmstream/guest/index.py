@@ -10,7 +10,7 @@ which a stream decides; the spool has a bound, and an encoded page is read like 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Protocol
 
 import numpy as np
@@ -184,6 +184,37 @@ class PageIndex:
     def discard(self, block: int, start: int, length: int) -> None:
         """Make a range of a block as if it had never been sent; bytes, on page boundaries."""
         self._image.discard(block, start, length)
+
+    def places(self) -> Iterator[_Places]:
+        """Yield the places of all pages, block by block, in stretches."""
+        for places in self._places:
+            for at in range(0, len(places), _AT_ONCE):
+                yield places[at : at + _AT_ONCE]
+
+    def restore(self, read: Callable[[memoryview], None], lengths: Sequence[int]) -> None:
+        """Take the places that `places` gave, little-endian; no pages may be added behind it.
+
+        Args:
+            read: Fills a buffer with the bytes that come next.
+            lengths: Of the inputs, bytes.
+
+        Raises:
+            ValueError: A place is in no input.
+        """
+        size, first = self.page_size, 0
+        last = np.array([-1] * _FIRST_INPUT + [n - size for n in lengths], np.int64)
+        for places in self.places():
+            part = np.empty(len(places), "<u8")
+            read(part.view(np.uint8).data)
+            if part.any():
+                number = np.minimum(part >> _OFFSET_BITS, len(last)).astype(np.int64)
+                offset = (part & np.uint64(_SPOOL - 1)).astype(np.int64)
+                legal = offset <= np.append(last, -1)[number]
+                legal |= (number == 1) & (offset == (first + np.arange(len(part))) * size)
+                if not (legal | (part == 0)).all():
+                    raise ValueError("a place that is in no input")
+                places[:] = part
+            first += len(part)
 
     def has_data(self, block: int, offset: int, length: int) -> bool:
         """Whether any page that a range of a block touches may have other bytes than zeros."""

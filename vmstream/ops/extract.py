@@ -77,7 +77,7 @@ from vmstream.wire.constants import CAP_IGNORE_SHARED, DEFAULT_PAGE_SIZE
 from vmstream.wire.vmsd import top_fields
 
 _RTC = b"mc146818rtc"
-_CMOS_SIZE = 128
+CMOS_SIZE = 128
 _WITH_NOTES = ("elf", "kdump")
 
 # Host bridges of PCs; their state starts with a version of 4 bytes, then PCI configuration. QEMU
@@ -181,7 +181,7 @@ class MapEvidence:
             machine: Machine type, `None` if the stream does not say.
             tables: Content of the block of ACPI tables, if it is known.
         """
-        cmos = bytes(self._bodies.get(_RTC, b"")[self._cmos_offset :][:_CMOS_SIZE])
+        cmos = bytes(self._bodies.get(_RTC, b"")[self._cmos_offset :][:CMOS_SIZE])
         virtio_mem: dict[bytes, bytes] = {}
         bridge = None
         for idstr, body in self._bodies.items():
@@ -194,7 +194,7 @@ class MapEvidence:
         return Evidence(
             machine,
             self.blocks,
-            cmos if len(cmos) == _CMOS_SIZE else None,
+            cmos if len(cmos) == CMOS_SIZE else None,
             frozenset(self.idstrs),
             tables,
             virtio_mem,
