@@ -336,3 +336,10 @@ def test_shared_memory_from_its_file(tmp_path: Path) -> None:
         )  # fmt: skip
         assert run.status == 0, run.err
         check_range(vm, image, MIB, 15 * MIB)
+        run = vmstream(
+            "hexdump", vm.path("guest.out"), "--phys", "0x7de0", "-n", "32",
+            "--shared-block", f"mem={vm.backend}",
+        )  # fmt: skip
+        assert run.status == 0, run.err
+        shown = bytes.fromhex("".join(line[14:62] for line in run.out.splitlines()))
+        assert shown == image.read_bytes()[0x7DE0:0x7E00] != bytes(32)

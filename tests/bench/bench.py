@@ -13,12 +13,14 @@ import argparse
 import gzip
 import mmap
 import os
+import random
 import shutil
 import statistics
 import subprocess
 import sys
 import tempfile
 import time
+import tracemalloc
 import zlib
 from collections.abc import Callable
 from pathlib import Path
@@ -27,6 +29,7 @@ from typing import Any
 import numpy as np
 import zstandard
 
+import vmstream
 from tests.bench import streams
 from tests.qcow2images import Saved, build
 from vmstream.guest.memory import Placement, RAMImage
@@ -365,6 +368,69 @@ def bench_pipe(path: Path, runs: int) -> None:
     )
 
 
+def bench_index(name: str, path: Path, work: Path, runs: int) -> None:
+    """The index of a stream against inspect, and reads by it against those of the image."""
+    image = work / "ram.raw"
+    run(*VMSTREAM, "extract-ram", path, "-o", image)
+
+    def index() -> None:
+        with vmstream.open(path) as stream, stream.memory():
+            pass
+
+    times = [(median(index, 1), median(lambda: account(path), 1)) for _ in range(runs)]
+    ours, theirs = (statistics.median(t) for t in zip(*times, strict=True))
+    with vmstream.open(path) as stream:
+        tracemalloc.start()
+        memory = stream.memory()
+        held = tracemalloc.get_traced_memory()[0]
+        tracemalloc.stop()
+        pages = sum(b.used_length for b in memory.blocks) // 4096
+        row(
+            f"index, {name}",
+            f"{ours:.3f} s; {held >> 10:,} KiB for {pages:,} pages",
+            f"{ours / theirs:.2f} x inspect ({theirs:.3f} s)",
+        )
+        stretches = [(s, s.regions[0].gpa) for s in memory.stretches()]
+        rng, some = random.Random(1), list[int]()
+        while len(some) < 20_000:
+            stretch, gpa = rng.choice(stretches)
+            at = rng.randrange(stretch.length // 4096) * 4096
+            if stretch.has_data(at, 4096):
+                some.append(gpa + at)
+        took = median(lambda: [memory.read(at, 4096) for at in some], runs)
+        buffer = memoryview(bytearray(1 << 20))
+
+        def sweep() -> None:
+            for stretch, gpa in stretches:
+                for at in range(0, stretch.length, len(buffer)):
+                    memory.read_into(gpa + at, buffer[: stretch.length - at])
+
+        size = sum(s.length for s, _ in stretches)
+        sweeps = [(median(sweep, 1), median(lambda: read_all(image), 1)) for _ in range(runs)]
+        ours, theirs = (statistics.median(t) for t in zip(*sweeps, strict=True))
+        row(
+            f"memory in place, {name}",
+            f"{size / ours / 1e9:.2f} GB/s, {len(some) / took:,.0f} pages a second",
+            f"{ours / theirs:.2f} x reading its image ({size / theirs / 1e9:.2f} GB/s)",
+        )
+    image.unlink()
+
+
+def bench_indices(busy: Path, given: list[Path], work: Path, pages: int, runs: int) -> None:
+    """The index of each encoding."""
+    for path in (busy, *given):
+        bench_index(path.name, path, work, runs)
+    path = work / "indexed.bin"
+    path.write_bytes(streams.differences(pages // 4, 8))
+    bench_index("XBZRLE", path, work, runs)
+    path.write_bytes(streams.fixture("zlib-5.2-pc"))
+    bench_index("zlib, a capture", path, work, runs)
+    path.unlink()
+    streams.mapped(path, pages, 64)
+    bench_index("mapped-ram", path, work, runs)
+    path.unlink()
+
+
 def peak_of(pid: int) -> int:
     """Largest resident size of a process so far, KiB; 0 if it is gone."""
     try:
@@ -446,6 +512,7 @@ def main() -> None:
         for path in options.stream:
             bench_extract(path, work, options.runs)
             bench_search(path, options.runs)
+        bench_indices(busy, options.stream, work, pages, options.runs)
         bench_mapped(work, 2 * pages, options.runs)
         bench_multifd(work, pages, options.runs)
         middle = work / "middle.bin"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import subprocess
 from pathlib import Path
@@ -74,6 +75,45 @@ def test_channels_and_spool(tmp_path: Path) -> None:
     image = raw("-", "--phys", "0", "-n", "16M", "--spool", spool, stdin=data)
     assert check_block_bytes(load_manifest("plain-7.2-pc"), "pc.ram", image)
     assert list(spool.iterdir()) == []
+
+
+def test_shared_memory(tmp_path: Path) -> None:
+    """x-ignore-shared: the file behind the block, of `search` too."""
+    stream, memory = fixture_file("ignoreshared-10.0-pc", tmp_path), tmp_path / "a=b"
+    run = vmstream("hexdump", stream, "--phys", "0")
+    assert (run.status, run.out) == (4, "")
+    assert "--shared-block mem=FILE" in run.err
+    content = bytearray(16 << 20)
+    content[0x123456 : 0x123456 + 8] = b"a needle"
+    memory.write_bytes(content)
+    shared = "--shared-block", f"mem={memory}"
+    assert raw(stream, "--phys", "0", "-n", "16M", *shared) == content
+    run = vmstream("search", stream, "needle", *shared)
+    assert (run.status, run.out.split()[:2]) == (0, ["000000123458", "mem+0x123458"])
+    memory.write_bytes(b"short")
+    run = vmstream("hexdump", stream, "--phys", "0", *shared)
+    assert (run.status, run.out) == (2, "")
+    assert "a=b: 5 bytes, but block 'mem' has 16777216" in run.err
+
+
+def test_an_index_that_is_kept(tmp_path: Path) -> None:
+    """Also by another command; a stream that changed is refused, and so is a pipe."""
+    stream, index = fixture_file("xbzrle-5.2-pc", tmp_path), tmp_path / "index"
+    args = "--phys", "0", "-n", "16M"
+    image = raw(stream, *args)
+    for _ in range(2):
+        assert raw(stream, *args, "--index", index) == image
+    plain = vmstream("search", stream, "SeaBIOS")
+    assert vmstream("search", stream, "SeaBIOS", "--index", index) == plain
+    os.utime(stream)
+    run = vmstream("hexdump", stream, *args, "--index", index)
+    assert (run.status, run.out) == (3, "")
+    assert "the stream is not what it was: other time of modification; delete it" in run.err
+    other = tmp_path / "other"
+    run = vmstream("hexdump", "-", *args, "--index", other, stdin=stream.read_bytes())
+    assert (run.status, run.out) == (4, "")
+    assert "the input is a pipe" in run.err
+    assert not other.exists()
 
 
 def test_no_ram_there(tmp_path: Path) -> None:

@@ -147,6 +147,23 @@ def test_the_last_version_counts() -> None:
     assert index.has_data(0, 2 * PAGE, 1)
 
 
+def test_memory_from_a_file() -> None:
+    """Of a block that ends inside a page; what comes later counts."""
+    size = 3 * PAGE + 100
+    content = random.Random(8).randbytes(size)
+    blocks, spool = (Block(b"more", PAGE), Block(b"mem", size)), Spool()
+    index = PageIndex(blocks, PAGE, [Bytes(b""), None, Bytes(content)], spool)
+    index.take_file(1, 2)
+    assert index.from_files == {1}
+    assert read(index, 1, 0, size) == content
+    assert spool.stored <= PAGE
+    index.discard(1, PAGE, PAGE)
+    assert read(index, 1, 0, size) == content[:PAGE] + bytes(PAGE) + content[2 * PAGE :]
+    assert not index.has_data(0, 0, PAGE)
+    index.discard(1, 0, 4 * PAGE)
+    assert read(index, 1, 0, size) == bytes(size)
+
+
 def test_a_block_that_ends_inside_a_page() -> None:
     w = writer(odd=PAGE + 100, more=2 * PAGE - 100)
     with w.ram_end():

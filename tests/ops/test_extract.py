@@ -1531,6 +1531,36 @@ def test_shared_memory_from_its_file(name: str, tmp_path: Path) -> None:
             check_block(load_manifest(name), idstr, files[idstr])
 
 
+def over_shared(directory: Path) -> tuple[Path, Path, bytes]:
+    """A stream with some pages of a block whose memory is in a file; both, and what it then is."""
+    memory = bytearray(b"".join(bytes([page + 1]) * PAGE for page in range(6)))
+    (directory / "memory").write_bytes(memory)
+    w = StreamWriter()
+    w.header()
+    w.configuration("pc-q35-9.0", capabilities=["x-ignore-shared"])
+    w.ram_start([RamBlock("mem", 6 * PAGE, gpa=0)])
+    w.blocks["mem"][:] = memory
+    with w.ram_part():
+        w.zero("mem", PAGE)
+        w.page("mem", 2 * PAGE, b"\x99" * PAGE)
+        w.xbzrle_to("mem", 3 * PAGE, b"new" + bytes(memory[3 * PAGE + 3 : 4 * PAGE]))
+        w.page("mem", 4 * PAGE, b"\x77" * PAGE)
+    with w.ram_end():
+        w.zero("mem", 4 * PAGE)
+    w.eof()
+    w.vmdescription()
+    return write(directory / "stream", w), directory / "memory", bytes(w.blocks["mem"])
+
+
+def test_pages_over_shared_memory(tmp_path: Path) -> None:
+    """Those of zeros and differences, too."""
+    stream, memory, want = over_shared(tmp_path)
+    shared = (("mem", memory),)
+    for options in ({}, {"block": "mem"}):
+        run(stream, output=tmp_path / "out", force=True, shared_blocks=shared, **options)
+        assert (tmp_path / "out").read_bytes() == want
+
+
 def test_shared_memory_that_does_not_fit(tmp_path: Path) -> None:
     stream = fixture_file("ignoreshared-10.0-pc", tmp_path)
     memory = tmp_path / "memory"

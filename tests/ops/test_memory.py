@@ -6,9 +6,11 @@ import gzip
 import hashlib
 import io
 import itertools
+import mmap
 import os
 import random
 from collections.abc import Iterator
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +27,7 @@ from tests.ops.test_extract import (
     LAYOUTS,
     REFUSED,
     SHARED,
+    over_shared,
     pipe_of,
     rtc,
     simple,
@@ -37,6 +40,7 @@ from tests.truth import (
     WHOLE_LIMIT,
     channel_names,
     check_block_bytes,
+    data_extents,
     fixture_file,
     known_blocks,
     load_manifest,
@@ -58,6 +62,7 @@ from vmstream.errors import (
     VmstreamError,
 )
 from vmstream.guest.physical import Region
+from vmstream.ops.channels import Channels
 from vmstream.ops.extract import ExtractOptions, extract
 from vmstream.ops.memory import GuestMemory, MemoryOptions, index_memory
 from vmstream.ops.pipeline import events
@@ -228,6 +233,62 @@ def memory_of(
             return in_pieces(memory, block, memory.blocks[index].used_length)
     except VmstreamError:
         return None
+
+
+# One of each way in which pages are sent and kept.
+ENCODINGS = [
+    "own-plain-q35", "own-live-q35", "xbzrle-5.2-pc", "zlib-5.2-pc", "zlib-xbzrle-5.2-pc",
+    "mapped-10.0-pc", "mapped-live-10.0-q35", "postcopy-11.1-pc.ch0", *WITH_CHANNELS,
+    "libvirt-11.3-raw", "libvirt-12.8-zstd", "libvirt-12.8-sparse-parallel", "savevm-11.1-pc",
+    "numa-dimm-10.0-pc", "own-big-pc",
+]  # fmt: skip
+RANDOM_READS = 10_000
+
+
+@pytest.mark.parametrize("name", ENCODINGS)
+def test_random_reads(name: str, tmp_path: Path) -> None:
+    """Up to three pages from anywhere, as in the extracted image; half of them among data."""
+    make = {"savevm": qcow2_file, "libvirt": image_file}.get(name.partition("-")[0], fixture_file)
+    path, out, rng = make(name, tmp_path), tmp_path / "out", random.Random(name)
+    snapshot = "second" if make is qcow2_file else None
+    others = [fixture_file(other, tmp_path) for other in channel_names(name)]
+    with OpenStream(path, snapshot=snapshot) as opened, ExitStack() as stack:
+        beside = stack.enter_context(Channels(others, opened.identity)) if others else None
+        wanted = ExtractOptions(output=out)
+        report, _ = extract(opened.source, wanted, None, opened.container, beside)
+    assert report.layout is not None
+    regions = [(r.gpa, r.gpa + r.length) for r in report.layout.regions]
+    edges = [edge for region in regions for edge in region]
+    size = edges[-1]
+    with (
+        vmstream.open(path, snapshot=snapshot, channels=others) as stream,
+        stream.memory(spool=tmp_path) as memory,
+        memory.open() as file,
+        out.open("rb") as written,
+        mmap.mmap(written.fileno(), 0, prot=mmap.PROT_READ) as image,
+    ):
+        assert len(image) == memory.map.size == size
+        image.madvise(mmap.MADV_RANDOM)
+        extents = [*data_extents(written.fileno(), size)]
+        data = 0
+        for turn in range(RANDOM_READS):
+            low, high = rng.choice(extents if turn & 2 else regions)
+            if turn % 16 < 2:
+                low, high = (edge := rng.choice(edges)) - 2 * PAGE, edge + PAGE
+            gpa = max(0, low + int(rng.random() * (high - low)))
+            length = int(rng.random() * (3 * PAGE + 1))
+            if turn % 5 == 0:
+                gpa, length = gpa // PAGE * PAGE, length // PAGE * PAGE
+            want = image[gpa : gpa + length]
+            if turn % 2:
+                file.seek(gpa)
+                found = file.read(length)
+            else:
+                found = memory.read(gpa, length, fill=0)
+                want += bytes(length - len(want))
+            assert found == want, (hex(gpa), length)
+            data += want.count(0) != len(want)
+        assert data > RANDOM_READS // 4
 
 
 @given(streams(fills=True, xbzrle=True, compress=True, vmdescription=True), st.integers(0, 3))
@@ -483,6 +544,43 @@ def test_shared_memory(name: str, tmp_path: Path) -> None:
             memory.read(0, 1)
         (ram,) = memory.stretches()
         assert ram.has_data(0, 1)
+
+
+@pytest.mark.parametrize("name", SHARED)
+def test_shared_memory_from_its_file(name: str, tmp_path: Path) -> None:
+    stream_path, file, manifest = fixture_file(name, tmp_path), tmp_path / "m", load_manifest(name)
+    content = random.Random(7).randbytes(16 * MIB)
+    file.write_bytes(content)
+    with (
+        vmstream.open(stream_path) as stream,
+        stream.memory(shared_blocks={"mem": file}) as memory,
+    ):
+        assert memory.open().read() == content
+        (ram,) = memory.stretches()
+        assert ram.has_data(5 * MIB, 1)
+        for idstr in known_blocks(manifest):
+            if idstr != "mem":
+                size = manifest["blocks"][idstr]["size"]
+                check_block_bytes(manifest, idstr, in_pieces(memory, idstr, size))
+        os.truncate(file, MIB)
+        with pytest.raises(TruncatedError, match="shorter than it was"):
+            memory.read(MIB, 1)
+    for size, block, error, word in (
+        (MIB, "mem", OutputError, "m: 1048576 bytes, but block 'mem' has 16777216"),
+        (MIB, "none", OutputError, "no block 'none'"),
+        (None, "mem", OSError, "No such file"),
+    ):
+        if size is None:
+            file.unlink()
+        with vmstream.open(stream_path) as stream, pytest.raises(error, match=word):
+            stream.memory(shared_blocks={block: file})
+
+
+def test_pages_over_shared_memory(tmp_path: Path) -> None:
+    path, file, want = over_shared(tmp_path)
+    with vmstream.open(path) as stream, stream.memory(shared_blocks={"mem": file}) as memory:
+        assert memory.read_block("mem", 0, len(want)) == want
+        assert not memory.stretches(0)[0].has_data(PAGE, PAGE)
 
 
 def test_a_layout_that_is_not_known(tmp_path: Path) -> None:

@@ -21,6 +21,7 @@ from vmstream.errors import OutputError
 from vmstream.transport import sink
 from vmstream.transport.sink import (
     OutputFile,
+    SavedFile,
     check_free,
     output_directory,
     safe_names,
@@ -631,3 +632,22 @@ def test_usual_names_stay_readable() -> None:
 def test_the_gather_buffer_is_no_limit_of_a_page() -> None:
     """A page of any target fits, so that a row is never cut."""
     assert sink._GATHER >= 65536
+
+
+def test_a_saved_file(tmp_path: Path) -> None:
+    path = tmp_path / "x"
+    path.write_bytes(b"12345")
+    with SavedFile(path) as file:
+        buffer = bytearray(9)
+        assert (file.size, file.read_into(1, memoryview(buffer))) == (5, 4)
+        assert buffer == b"2345" + bytes(5)
+        with pytest.raises(OSError) as caught:
+            file.write(0, b"x")
+        assert caught.value.filename == str(path)
+    os.mkfifo(tmp_path / "pipe")
+    for other in (tmp_path / "pipe", tmp_path):
+        with pytest.raises(OutputError, match="not a regular file"):
+            SavedFile(other)
+    with pytest.raises(OSError) as caught:
+        SavedFile(tmp_path / "none")
+    assert caught.value.filename == str(tmp_path / "none")

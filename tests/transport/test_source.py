@@ -663,3 +663,28 @@ def test_what_a_file_takes_on_disk(tmp_path: Path) -> None:
     with OpenSource(path) as source:
         assert isinstance(source, FileSource)
         assert 100_000 <= source.stored < 1 << 30
+
+
+def test_a_fingerprint(tmp_path: Path) -> None:
+    """Of any length; what is in the sample, and the time."""
+    path = tmp_path / "x"
+
+    def taken() -> tuple[int, int, str]:
+        with OpenSource(path) as source:
+            assert isinstance(source, FileSource)
+            return source.fingerprint()
+
+    for size in (0, 1, 5000, 100_000, 9 << 20):
+        data = bytearray(random.Random(size).randbytes(size))
+        path.write_bytes(data)
+        os.utime(path, ns=(5, 1_000_000_007))
+        first = taken()
+        assert first[:2] == (size, 1_000_000_007)
+        for at in {0, size * 100 // 257, size - 1} if size else ():
+            data[at] ^= 1
+            path.write_bytes(data)
+            assert taken()[2] != first[2]
+            data[at] ^= 1
+        path.write_bytes(data)
+        assert taken()[2] == first[2]
+        assert taken()[1] != first[1]

@@ -15,6 +15,7 @@ from vmstream.cli.options import (
     open_channels,
     page_size_option,
     progress_bar,
+    shared_option,
     snapshot_option,
     spool_option,
     stream_argument,
@@ -40,16 +41,6 @@ Examples:
   vmstream extract-ram cut.bin --partial -o ram.raw
   cat dump.bin | vmstream extract-ram - -o ram.raw --manifest ram.json
 """
-
-
-def _shared(text: str) -> tuple[str, Path]:
-    # A file's name may have '=' in it, and so may a block's: the first one with a file behind it.
-    parts = text.split("=")
-    for i in range(1, len(parts)):
-        path = Path("=".join(parts[i:]))
-        if path.is_file():
-            return "=".join(parts[:i]), path
-    raise click.BadParameter(f"{text!r} is no IDSTR=FILE with a file that exists")
 
 
 @click.command("extract-ram", epilog=_EPILOG)
@@ -96,14 +87,7 @@ def _shared(text: str) -> tuple[str, Path]:
     type=click.Path(path_type=Path),
     help="Write an account with SHA-256 of input and outputs.",
 )
-@click.option(
-    "--shared-block",
-    "shared_blocks",
-    multiple=True,
-    type=_shared,
-    metavar="IDSTR=FILE",
-    help="Memory of a block that the stream leaves to a file (x-ignore-shared).",
-)
+@shared_option
 @channel_option
 @snapshot_option
 @spool_option

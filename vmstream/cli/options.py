@@ -6,6 +6,7 @@ import contextlib
 import re
 import sys
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -81,6 +82,26 @@ def channel_option(command: Callable[..., Any]) -> Callable[..., Any]:
     )(command)
 
 
+def _shared(text: str) -> tuple[str, Path]:
+    # A file's name may have '=' in it, and so may a block's: the first one with a file behind it.
+    parts = text.split("=")
+    for i in range(1, len(parts)):
+        path = Path("=".join(parts[i:]))
+        if path.is_file():
+            return "=".join(parts[:i]), path
+    raise click.BadParameter(f"{text!r} is no IDSTR=FILE with a file that exists")
+
+
+shared_option = click.option(
+    "--shared-block",
+    "shared_blocks",
+    multiple=True,
+    type=_shared,
+    metavar="IDSTR=FILE",
+    help="Memory of a block that the stream leaves to a file (x-ignore-shared).",
+)
+
+
 def open_channels(
     paths: tuple[str, ...], opened: OpenStream, max_ram: int | None
 ) -> contextlib.AbstractContextManager[Channels | None]:
@@ -97,6 +118,7 @@ def memory_options(command: Callable[..., Any]) -> Callable[..., Any]:
             "--below-4g", type=byte_size, metavar="SIZE", help="Size of RAM below 4 GiB (x86)."
         ),
         click.option("--partial", is_flag=True, help="Read what is there of a damaged stream."),
+        shared_option,
         channel_option,
         snapshot_option,
         click.option(
@@ -104,6 +126,12 @@ def memory_options(command: Callable[..., Any]) -> Callable[..., Any]:
             type=click.Path(exists=True, file_okay=False),
             metavar="DIR",
             help="Keep in DIR what cannot be read in place: a pipe, pages of compressed input.",
+        ),
+        click.option(
+            "--index",
+            type=click.Path(dir_okay=False, path_type=Path),
+            metavar="FILE",
+            help="Keep the index in FILE, or use the one there, if STREAM has not changed.",
         ),
         page_size_option,
         limit_options,
@@ -137,7 +165,12 @@ def memory_settings(options: dict[str, Any]) -> MemoryOptions:
     from vmstream.ops.memory import MemoryOptions
 
     return MemoryOptions(
-        options["partial"], options["below_4g"], options["spool"], options["max_ram"]
+        options["partial"],
+        options["below_4g"],
+        options["spool"],
+        options["max_ram"],
+        options["shared_blocks"],
+        options["index"],
     )
 
 

@@ -10,7 +10,7 @@ which a stream decides; the spool has a bound, and an encoded page is read like 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Protocol
 
 import numpy as np
@@ -72,6 +72,7 @@ class PageIndex:
 
     Attributes:
         source: Number of the input whose pages come next.
+        from_files: Blocks that have their memory from a file.
 
     Raises:
         LimitError: There are more pages.
@@ -115,6 +116,7 @@ class PageIndex:
             on_fault,
         )
         self.source = 0
+        self.from_files: set[int] = set()
         # The window whose bytes are those of an input, and what to add to a position in it.
         self.window: memoryview | None = None
         self.shift = 0
@@ -128,6 +130,25 @@ class PageIndex:
         self._stand_in(batch.window, batch.window_offset, batch.end)
         self._image.add(batch)
         self.window = None
+
+    def take_file(self, block: int, source: int) -> None:
+        """Take the memory of a block from an input that is that and nothing else.
+
+        Pages that come after it count.
+        """
+        size, length = self.page_size, self.blocks[block].used_length
+        base, whole, places = self._place(source, 0, length), length // size, self._places[block]
+        for at in range(0, whole, _AT_ONCE):
+            stop = min(at + _AT_ONCE, whole)
+            places[at:stop] = np.arange(at, stop).view(np.uint64) * np.uint64(size)
+            places[at:stop] += np.uint64(base)
+        if length % size:
+            # What is less than a page has no place in an input.
+            rest = memoryview(bytearray(length % size))
+            self._read(base + whole * size, rest)
+            self._sinks[block].write(whole * size, rest)
+        self._image.filled(block)
+        self.from_files.add(block)
 
     def add_mapped(self, event: MappedPages) -> None:
         """Note a stretch of a mapped-ram page area."""
@@ -167,6 +188,37 @@ class PageIndex:
     def watch(self, before: BeforeWrite) -> None:
         """Have this called ahead of each change, while the index has what is replaced."""
         self._image.before = before
+
+    def places(self) -> Iterator[_Places]:
+        """Yield the places of all pages, block by block, in stretches."""
+        for places in self._places:
+            for at in range(0, len(places), _AT_ONCE):
+                yield places[at : at + _AT_ONCE]
+
+    def restore(self, read: Callable[[memoryview], None], lengths: Sequence[int]) -> None:
+        """Take the places that `places` gave, little-endian; no pages may be added behind it.
+
+        Args:
+            read: Fills a buffer with the bytes that come next.
+            lengths: Of the inputs, bytes.
+
+        Raises:
+            ValueError: A place is in no input.
+        """
+        size, first = self.page_size, 0
+        last = np.array([-1] * _FIRST_INPUT + [n - size for n in lengths], np.int64)
+        for places in self.places():
+            part = np.empty(len(places), "<u8")
+            read(part.view(np.uint8).data)
+            if part.any():
+                number = np.minimum(part >> _OFFSET_BITS, len(last)).astype(np.int64)
+                offset = (part & np.uint64(_SPOOL - 1)).astype(np.int64)
+                legal = offset <= np.append(last, -1)[number]
+                legal |= (number == 1) & (offset == (first + np.arange(len(part))) * size)
+                if not (legal | (part == 0)).all():
+                    raise ValueError("a place that is in no input")
+                places[:] = part
+            first += len(part)
 
     def has_data(self, block: int, offset: int, length: int) -> bool:
         """Whether any page that a range of a block touches may have other bytes than zeros."""

@@ -133,6 +133,10 @@ class RAMImage:
             self._announce(block, page, None)
             self._write_zeros(block, page)
 
+    def filled(self, block: int) -> None:
+        """Say that all of a block was written by somebody else, so that pages of zeros count."""
+        self._data[block].add_range(0, self._data[block].pages)
+
     def add_mapped(self, event: MappedPages) -> None:
         """Write a stretch of a mapped-ram page area, run by run from where it is."""
         for first, count, present in event.runs() if len(event.data) else ():

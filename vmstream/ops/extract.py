@@ -6,7 +6,7 @@ import contextlib
 import errno
 import secrets
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -78,7 +78,7 @@ from vmstream.wire.constants import CAP_IGNORE_SHARED, DEFAULT_PAGE_SIZE
 from vmstream.wire.vmsd import top_fields
 
 _RTC = b"mc146818rtc"
-_CMOS_SIZE = 128
+CMOS_SIZE = 128
 _WITH_NOTES = ("elf", "kdump")
 
 # Host bridges of PCs; their state starts with a version of 4 bytes, then PCI configuration. QEMU
@@ -182,7 +182,7 @@ class MapEvidence:
             machine: Machine type, `None` if the stream does not say.
             tables: Content of the block of ACPI tables, if it is known.
         """
-        cmos = bytes(self._bodies.get(_RTC, b"")[self._cmos_offset :][:_CMOS_SIZE])
+        cmos = bytes(self._bodies.get(_RTC, b"")[self._cmos_offset :][:CMOS_SIZE])
         virtio_mem: dict[bytes, bytes] = {}
         bridge = None
         for idstr, body in self._bodies.items():
@@ -195,7 +195,7 @@ class MapEvidence:
         return Evidence(
             machine,
             self.blocks,
-            cmos if len(cmos) == _CMOS_SIZE else None,
+            cmos if len(cmos) == CMOS_SIZE else None,
             frozenset(self.idstrs),
             tables,
             virtio_mem,
@@ -332,22 +332,22 @@ class _Writer(PageFold[RAMImage]):
                 length = -(-blocks[at].used_length // page_size) * page_size
                 self._tables = _Tables(length)
                 placements.append(Placement(at, 0, length, self._tables, 0))
-        self._take_shared(blocks, placements)
         on_fault = self._page_fault if options.partial else None
-        return RAMImage(blocks, page_size, placements, on_fault)
+        image = RAMImage(blocks, page_size, placements, on_fault)
+        self._take_shared(blocks, placements, image)
+        return image
 
     # Memory that the stream leaves to a file. Pages that are in the stream come over it.
-    def _take_shared(self, blocks: tuple[RAMBlock, ...], placements: list[Placement]) -> None:
-        for name, path in self._options.shared_blocks:
-            index = find_block(blocks, name)
-            length, size = blocks[index].used_length, path.stat().st_size
-            if size != length:
-                raise OutputError(f"{path}: {size} bytes, but block {name!r} has {length}")
+    def _take_shared(
+        self, blocks: tuple[RAMBlock, ...], placements: list[Placement], image: RAMImage
+    ) -> None:
+        for index, path in shared_files(blocks, self._options.shared_blocks):
             for out in self.files.values():
                 _check_apart(path, out.path)
             for place in placements:
                 if place.block == index and isinstance(place.sink, OutputFile):
                     place.sink.take_file(path, place.block_offset, place.length, place.sink_offset)
+            image.filled(index)
 
     def _file(self, key: int | None, path: Path, size: int) -> OutputFile:
         if self._options.manifest is not None:
@@ -504,6 +504,23 @@ def find_block(blocks: tuple[RAMBlock, ...], name: str) -> int:
     if name not in names:
         raise OutputError(f"no block {name!r}; the stream has: {', '.join(names)}")
     return names.index(name)
+
+
+def shared_files(
+    blocks: tuple[RAMBlock, ...], given: Iterable[tuple[str, Path]]
+) -> Iterator[tuple[int, Path]]:
+    """Yield the index of each block whose memory is in a file (x-ignore-shared), and the file.
+
+    Raises:
+        OutputError: There is no such block, or the file has another length.
+        OSError: There is no such file.
+    """
+    for name, path in given:
+        index = find_block(blocks, name)
+        length, size = blocks[index].used_length, path.stat().st_size
+        if size != length:
+            raise OutputError(f"{path}: {size} bytes, but block {name!r} has {length}")
+        yield index, path
 
 
 def extract(

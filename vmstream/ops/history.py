@@ -11,7 +11,7 @@ import os
 import stat
 from bisect import bisect_left, bisect_right
 from collections.abc import Callable, Iterator
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -34,7 +34,6 @@ from vmstream.stream.events import (
     MultiFDPacket,
     PageBatch,
 )
-from vmstream.transport.spool import Spool
 
 # Replaced versions that are searched at a time, bytes.
 _STEP = 1 << 20
@@ -140,9 +139,9 @@ def search_history(
     summary = Summary()
     names = [c.name for c in channels.list] if channels is not None else []
     decoder = Decoder(page_size, strict=not options.partial, max_ram=options.max_ram)
-    with Spool(options.spool) as spool, suppress(_Enough):
+    with ExitStack() as held, suppress(_Enough):
         past = _Past(memory, needle, only, take, names, seen)
-        fold = _Replay(opened, channels, options, summary, spool, past)
+        fold = _Replay(opened, channels, options, summary, held, past)
         for event in events(opened.source, decoder, None, opened.container, channels):
             summary.on(event)
             fold.on(event)
@@ -163,10 +162,10 @@ class _Replay(Indexer):
         channels: Channels | None,
         options: MemoryOptions,
         summary: Summary,
-        spool: Spool,
+        held: ExitStack,
         past: _Past,
     ) -> None:
-        super().__init__(opened.source, channels, options, summary, spool)
+        super().__init__(opened.source, channels, options, summary, None, held)
         self._past = past
 
     def open(self, page_size: int) -> PageIndex:

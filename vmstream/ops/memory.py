@@ -5,10 +5,11 @@ from __future__ import annotations
 import io
 import os
 from bisect import bisect_right
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import pairwise
+from pathlib import Path
 from typing import TYPE_CHECKING, Self
 
 from vmstream.container.open import OpenStream
@@ -22,17 +23,19 @@ from vmstream.errors import (
     TruncatedError,
     UnsupportedError,
 )
-from vmstream.guest.index import MAX_INDEXED, Input, PageIndex
+from vmstream.guest.index import MAX_INDEXED, Input, PageIndex, PageStore
 from vmstream.guest.physical import PhysicalMap, Region, physical_map
 from vmstream.ops.channels import Channels
-from vmstream.ops.extract import MapEvidence, find_block, tables_block
+from vmstream.ops.extract import MapEvidence, find_block, shared_files, tables_block
+from vmstream.ops.indexfile import Area, Known, describe, load, save
 from vmstream.ops.inspect import Summary
 from vmstream.ops.pages import PageFold, check_complete, check_pages, shared_memory
 from vmstream.ops.pipeline import Progress, events
 from vmstream.report.models import readable
 from vmstream.stream.decoder import Decoder
-from vmstream.stream.events import Anomaly, Event, RAMBlock
-from vmstream.transport.source import RandomAccess, Source
+from vmstream.stream.events import Event, RAMBlock
+from vmstream.transport.sink import OutputFile, SavedFile
+from vmstream.transport.source import OpenSource, RandomAccess, Source
 from vmstream.transport.spool import Spool
 from vmstream.wire.constants import CAP_IGNORE_SHARED, DEFAULT_PAGE_SIZE
 
@@ -52,12 +55,21 @@ class MemoryOptions:
         below_4g: Size of RAM below 4 GiB, bytes, if the user states it.
         spool: Directory for pages that cannot be read from the input.
         max_ram: RAM in bytes that is indexed; `MAX_INDEXED` pages if `None`.
+        shared_blocks: Names of blocks whose memory is in a file (x-ignore-shared), and the files.
+        index: File that the index is kept in; made if it is not there.
     """
 
     partial: bool = False
     below_4g: int | None = None
     spool: str | os.PathLike[str] | None = None
     max_ram: int | None = None
+    shared_blocks: tuple[tuple[str, Path], ...] = ()
+    index: Path | None = None
+
+    @property
+    def most_pages(self) -> int:
+        """Pages that are indexed."""
+        return MAX_INDEXED if self.max_ram is None else self.max_ram // _PAGE_OF_LIMIT
 
 
 class GuestMemory:
@@ -69,7 +81,8 @@ class GuestMemory:
     Attributes:
         blocks: The RAM blocks, in wire order.
         page_size: Target page size, bytes.
-        findings: What was odd in the stream; with `partial`, its faults.
+        findings: What was odd in the stream; with `partial`, its faults. Of an index that was kept
+            without their `error`.
         exit_code: What they amount to, as a command's exit status.
 
     Memory:
@@ -79,29 +92,24 @@ class GuestMemory:
     def __init__(
         self,
         index: PageIndex,
-        spool: Spool,
-        summary: Summary,
-        evidence: MapEvidence,
+        held: ExitStack,
+        known: Known,
         below_4g: int | None,
     ) -> None:
         self.blocks: tuple[RAMBlock, ...] = index.blocks
         self.page_size = index.page_size
-        self.findings: tuple[Anomaly, ...] = tuple(summary.findings.kept)
-        self.exit_code = summary.findings.exit_code
+        self.findings = known.findings
+        self.exit_code = known.exit_code
         self._index = index
-        self._spool = spool
         self._open = True
-        shared = CAP_IGNORE_SHARED in summary.capabilities
-        covered = summary.coverage_blocks()
-        self._elsewhere = {
-            i for i, b in enumerate(covered) if shared and b.pages and b.pages_missing == b.pages
-        }
+        self._known = known
+        self._elsewhere = known.elsewhere
         self._map: PhysicalMap | OutputError
-        machine = summary.configuration.name if summary.configuration else None
         try:
-            self._map = physical_map(evidence.evidence(machine, self._tables()), below_4g)
+            self._map = physical_map(replace(known.evidence, tables=self._tables()), below_4g)
         except OutputError as error:
             self._map = error
+        self._held = held.pop_all()
 
     # Read at once: what the input does not give is no reason to have no memory.
     def _tables(self) -> bytes | None:
@@ -120,7 +128,7 @@ class GuestMemory:
     def close(self) -> None:
         """Give back what was kept on disk. Afterwards nothing can be read."""
         self._open = False
-        self._spool.close()
+        self._held.close()
 
     @property
     def map(self) -> PhysicalMap:
@@ -354,14 +362,18 @@ class Indexer(PageFold[PageIndex]):
         channels: Channels | None,
         options: MemoryOptions,
         summary: Summary,
-        spool: Spool,
+        spool: PageStore | None,
+        held: ExitStack,
     ) -> None:
         super().__init__(summary, channels, partial=options.partial)
         self._options = options
-        self._spool = spool
+        # The room that is given is enough for all pages.
+        room = spool is not None or options.spool is not None
+        self._spool = spool or held.enter_context(Spool(options.spool))
+        self._held = held
         others = channels.list if channels is not None else []
         self._inputs = [_in_place(s) for s in (source, *(c.opened.source for c in others))]
-        if None in self._inputs and options.spool is None:
+        if None in self._inputs and not room:
             raise UnsupportedError(
                 0,
                 "memory is read where it stands in the input, which is a pipe or compressed",
@@ -370,15 +382,20 @@ class Indexer(PageFold[PageIndex]):
 
     def open(self, page_size: int) -> PageIndex:
         """Make the index."""
-        max_ram = self._options.max_ram
-        return PageIndex(
-            self._summary.blocks,
+        blocks = self._summary.blocks
+        index = PageIndex(
+            blocks,
             page_size,
             self._inputs,
             self._spool,
             self._page_fault if self._partial else None,
-            most_pages=MAX_INDEXED if max_ram is None else max_ram // _PAGE_OF_LIMIT,
+            most_pages=self._options.most_pages,
         )
+        for block, path in shared_files(blocks, self._options.shared_blocks):
+            file = self._held.enter_context(OpenSource(path))
+            self._inputs.append(_in_place(file))
+            index.take_file(block, len(self._inputs) - 1)
+        return index
 
     def opened(self, page_size: int) -> PageIndex:
         """Return the index, which is to note that pages are in the input of this event."""
@@ -397,6 +414,7 @@ def index_memory(
     source: Source,
     options: MemoryOptions,
     channels: Channels | None = None,
+    spool: PageStore | None = None,
 ) -> GuestMemory:
     """Index the memory that a stream leaves its guest with.
 
@@ -405,17 +423,18 @@ def index_memory(
         source: Where they come from, still open.
         options: How.
         channels: Recorded beside the main one.
+        spool: For pages that are encoded or cannot be read in place, in place of one of its own.
 
     Raises:
         StreamError: The stream is damaged and `partial` was not asked for, pages are missing from
             it that are elsewhere, or it is not seekable and there is no spool.
         LimitError: There is more RAM than is indexed.
-        OSError: The spool cannot be written.
+        OutputError: A file of shared memory is of another length than its block.
+        OSError: The spool cannot be written, or a file not be read.
     """
     summary, evidence = Summary(), MapEvidence()
     with ExitStack() as stack:
-        spool = stack.enter_context(Spool(options.spool))
-        indexer = Indexer(source, channels, options, summary, spool)
+        indexer = Indexer(source, channels, options, summary, spool, stack)
         try:
             for event in stream:
                 summary.on(event)
@@ -433,9 +452,69 @@ def index_memory(
         check_complete(summary, "reads", partial=options.partial)
         coverage = summary.coverage
         index = indexer.opened(coverage.page_size if coverage else DEFAULT_PAGE_SIZE)
-        memory = GuestMemory(index, spool, summary, evidence, options.below_4g)
-        stack.pop_all()
-    return memory
+        known = _known(summary, evidence, index)
+        return GuestMemory(index, stack, known, options.below_4g)
+
+
+def _known(summary: Summary, evidence: MapEvidence, index: PageIndex) -> Known:
+    shared = CAP_IGNORE_SHARED in summary.capabilities
+    covered = enumerate(summary.coverage_blocks())
+    missing = {i for i, b in covered if shared and b.pages and b.pages_missing == b.pages}
+    return Known(
+        evidence.evidence(summary.configuration.name if summary.configuration else None),
+        frozenset(missing - index.from_files),
+        tuple(summary.findings.kept),
+        summary.findings.exit_code,
+    )
+
+
+def kept_memory(
+    opened: OpenStream,
+    options: MemoryOptions,
+    channels: Channels | None,
+    page_size: int | None,
+    make: Callable[[PageStore | None], GuestMemory],
+) -> GuestMemory:
+    """Give memory by the index that `options` name; make it if it is not there.
+
+    Args:
+        opened: The stream.
+        options: As of `index_memory`.
+        channels: Recorded beside the main one.
+        page_size: Target page size, bytes, if the user states it.
+        make: Reads the stream; given the room for pages, as `index_memory`.
+
+    Raises:
+        FormatError: The file is no index.
+        IntegrityError: The index is damaged, or of other inputs.
+        UnsupportedError: An input is a pipe.
+        OSError: The index cannot be read or written.
+        StreamError: As of `index_memory`, where it is made.
+    """
+    path = options.index
+    if path is None:
+        return make(None)
+    others = channels.list if channels is not None else []
+    every = [opened, *(c.opened for c in others)]
+    given = describe(every, options.shared_blocks)
+    if not os.path.lexists(path):
+        with OutputFile(path) as out:
+            with make(Area(out)) as memory:
+                save(out, memory._index, memory._known, given, partial=options.partial)
+            out.commit()
+    with ExitStack() as held:
+        file = held.enter_context(SavedFile(path))
+        shared = [held.enter_context(OpenSource(p)) for _, p in options.shared_blocks]
+        sources = [*(o.source for o in every), *shared]
+        index, known = load(
+            file,
+            [(_in_place(s), s.size or 0) for s in sources],
+            given,
+            page_size=page_size,
+            partial=options.partial,
+            most_pages=options.most_pages,
+        )
+        return GuestMemory(index, held, known, options.below_4g)
 
 
 def read_memory(
@@ -447,9 +526,13 @@ def read_memory(
     progress: Progress | None = None,
 ) -> GuestMemory:
     """Read a stream that was opened, and index its memory as `index_memory` does."""
-    decoder = Decoder(page_size, strict=not options.partial, max_ram=options.max_ram)
-    found = events(opened.source, decoder, progress, opened.container, channels)
-    return index_memory(found, opened.source, options, channels)
+
+    def make(spool: PageStore | None) -> GuestMemory:
+        decoder = Decoder(page_size, strict=not options.partial, max_ram=options.max_ram)
+        found = events(opened.source, decoder, progress, opened.container, channels)
+        return index_memory(found, opened.source, options, channels, spool)
+
+    return kept_memory(opened, options, channels, page_size, make)
 
 
 # A fault ends it, unless what is there was asked for and there is something.

@@ -3,19 +3,21 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from itertools import islice
+from pathlib import Path
 from typing import Self
 
 from vmstream.container.layers import Layer
 from vmstream.container.open import MAX_LAYERS, OpenStream
 from vmstream.errors import OutputError, UnsupportedError
 from vmstream.guest.devices import DeviceTree
+from vmstream.guest.index import PageStore
 from vmstream.ops.channels import Channels
 from vmstream.ops.devices import read_devices
-from vmstream.ops.memory import GuestMemory, MemoryOptions, index_memory
+from vmstream.ops.memory import GuestMemory, MemoryOptions, index_memory, kept_memory
 from vmstream.ops.pipeline import events
 from vmstream.report.models import readable
 from vmstream.stream.decoder import Decoder
@@ -69,6 +71,7 @@ class Stream:
         self._decoder = Decoder(page_size, strict=strict, max_ram=max_ram)
         self._ahead: list[Event] = []
         self._max_ram = max_ram
+        self._stated = page_size
         self._taken = False
         self._memory: GuestMemory | None = None
         self.machine: str | None = None
@@ -128,6 +131,8 @@ class Stream:
         partial: bool = False,
         below_4g: int | None = None,
         spool: str | os.PathLike[str] | None = None,
+        shared_blocks: Mapping[str, str | os.PathLike[str]] | None = None,
+        index: str | os.PathLike[str] | None = None,
     ) -> GuestMemory:
         """Return guest memory, to be read at any address while the stream is open.
 
@@ -140,13 +145,19 @@ class Stream:
             below_4g: Size of RAM below 4 GiB in bytes, to overrule what the stream shows (x86).
             spool: Directory for that file; needed for a pipe and for compressed input, of which
                 all pages are kept there.
+            shared_blocks: Names of blocks whose memory the stream leaves to a file
+                (x-ignore-shared), and the files.
+            index: File to keep the index in, with the pages that are encoded. It is made if it is
+                not there; else the stream is not read again.
 
         Raises:
-            StreamError: The stream is damaged, and `partial` was not asked for.
+            StreamError: The stream is damaged, and `partial` was not asked for; or it is not what
+                it was when the index was made.
             UnsupportedError: Pages are on channels that were not given, or the input cannot be
                 sought in and there is no `spool`.
             LimitError: There is more RAM than 1 TiB, or `max_ram`.
-            OutputError: Events of the stream were taken before.
+            OutputError: Events of the stream were taken before, or a file of shared memory is of
+                another length than its block.
             OSError: The input cannot be read, or the temporary file not be written.
 
         Example:
@@ -155,8 +166,14 @@ class Stream:
         """
         if self._taken:
             raise OutputError("events of this stream were taken already: open it again")
-        options = MemoryOptions(partial, below_4g, spool, self._max_ram)
-        self._memory = index_memory(self, self._opened.source, options, self._channels)
+        shared = tuple((name, Path(path)) for name, path in (shared_blocks or {}).items())
+        kept = None if index is None else Path(index)
+        options = MemoryOptions(partial, below_4g, spool, self._max_ram, shared, kept)
+
+        def make(store: PageStore | None) -> GuestMemory:
+            return index_memory(self, self._opened.source, options, self._channels, store)
+
+        self._memory = kept_memory(self._opened, options, self._channels, self._stated, make)
         return self._memory
 
     def __enter__(self) -> Self:

@@ -192,6 +192,29 @@ class SparseFile:
             length -= len(part)
 
 
+class SavedFile(SparseFile):
+    """A file that was written before, to be read; a context manager.
+
+    Raises:
+        OutputError: It is no regular file.
+        OSError: With the path.
+    """
+
+    def __init__(self, path: Path) -> None:
+        with _named(path):
+            fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
+        if not stat.S_ISREG(os.fstat(fd).st_mode):
+            os.close(fd)
+            raise OutputError(f"{path}: not a regular file")
+        super().__init__(fd, path)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        os.close(self._fd)
+
+
 class OutputFile(SparseFile):
     """A sparse file under a temporary name beside its final one; a context manager.
 
