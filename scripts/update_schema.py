@@ -38,7 +38,10 @@ SCHEMAS: dict[str, tuple[str, tuple[str, ...]]] = {
     "snapshots.json": (models.SNAPSHOTS_SCHEMA, ("SnapshotsReport",)),
     "devices.json": (models.DEVICES_SCHEMA, ("DevicesReport",)),
     "cpus.json": (models.CPUS_SCHEMA, ("CPUsReport",)),
+    "cmdline.json": (models.CMDLINE_SCHEMA, ("CmdlineReport",)),
     "search.json": (models.SEARCH_SCHEMA, ("HitReport",)),
+    "vmcoreinfo.json": (models.VMCOREINFO_SCHEMA, ("VMCoreInfoReport",)),
+    "banner.json": (models.BANNER_SCHEMA, ("BannerReport",)),
 }
 
 # Files that users write: a list of objects, in which fields with a default may be left out.

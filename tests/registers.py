@@ -7,7 +7,7 @@ import re
 
 def by_cpu(text: str) -> dict[int, str]:
     """The text of each CPU, by its index."""
-    parts = re.split(r"CPU#(\d+)\s*\n", text)
+    parts = re.split(r"^CPU#(\d+)\s*\n", text, flags=re.MULTILINE)
     if len(parts) == 1:
         return {0: text}
     return dict(zip(map(int, parts[1::2]), parts[2::2], strict=True))
@@ -18,6 +18,8 @@ def numbers(text: str) -> dict[str, int]:
     found: dict[str, int] = {}
     for name, value in re.findall(r"([A-Za-z][\w/]*) *[= ] *([0-9a-f]{4,16})\b", text):
         found.setdefault(name.lower(), int(value, 16))
+    # aarch64 has two digits.
+    found |= {f"x{int(n[1:])}": v for n, v in found.items() if re.fullmatch(r"x0\d", n)}
     # ppc: four a line, named by the first.
     for first, *values in re.findall(r"^GPR(\d\d)((?: [0-9a-f]{16}){4})", text, re.MULTILINE):
         for i, value in enumerate(values[0].split()):
@@ -43,4 +45,23 @@ def x86(text: str) -> dict[str, int]:
         r"^(GDT|IDT)= *([0-9a-f]+) ([0-9a-f]+)", text, re.MULTILINE
     ):
         found |= {f"{name.lower()}.base": int(base, 16), f"{name.lower()}.limit": int(limit, 16)}
+    return found
+
+
+def wide(text: str) -> dict[str, int]:
+    """Floating-point and vector registers: fpr0, xmm00, ymm00, q00, v00, f0/ft0, fcw and so on."""
+    found: dict[str, int] = {}
+    for name, mantissa, exponent in re.findall(r"FPR(\d)=([0-9a-f]{16}) ([0-9a-f]{4})\b", text):
+        found[f"fpr{name}"] = int(exponent + mantissa, 16)
+    for name, value in re.findall(r"\b([XY]MM\d\d)=((?:[0-9a-f]{16} ?)+)", text):
+        found[name.lower()] = int(value.replace(" ", ""), 16)
+    for name, value in re.findall(r"\b([VQ]\d\d)=([0-9a-f]{16}:?[0-9a-f]{16})", text):
+        found[name.lower()] = int(value.replace(":", ""), 16)
+    for name, value in re.findall(r"\b(F[CST]W|MXCSR|FPSCR)[= ]([0-9a-f]{2,16})\b", text):
+        found[name.lower()] = int(value, 16)
+    for name, value in re.findall(r"\b(f\d+/f\w+) +([0-9a-f]{16})", text):
+        found[name] = int(value, 16)
+    for first, values in re.findall(r"^FPR(\d\d)((?: [0-9a-f]{16}){4})", text, re.MULTILINE):
+        for i, value in enumerate(values.split()):
+            found[f"fpr{int(first) + i}"] = int(value, 16)
     return found

@@ -33,6 +33,14 @@ MAY_IMPORT = {
         "vmstream.wire",
         "vmstream.version",
     ),
+    "integrations": (
+        "vmstream.ops",
+        "vmstream.container",
+        "vmstream.guest",
+        "vmstream.stream",
+        "vmstream.transport",
+    ),
+    "vol_plugins": ("vmstream.integrations",),
     "container": ("vmstream.transport", "vmstream.wire"),
     "guest": ("vmstream.stream.events", "vmstream.wire"),
     "stream": ("vmstream.wire",),
@@ -48,9 +56,11 @@ LIBRARIES = {
     "construct": ("wire/",),
     "click": ("cli/",),
     "rich": ("report/render.py", "report/devices.py", "cli/"),
-    "zstandard": ("container/", "guest/multifd.py"),
+    "zstandard": ("container/", "guest/multifd.py", "transport/compress.py"),
     "lz4": ("container/",),
     "lzallright": ("container/",),
+    "volatility3": ("integrations/volatility3.py",),
+    "drgn": ("integrations/drgn.py",),
     "numpy": ("guest/", "ops/", "report/", "stream/", "transport/", "wire/"),
 }
 
@@ -59,6 +69,7 @@ NO_TESTS = {
     "__init__.py": "names only",
     "__main__.py": "two lines; the tests of the command line run it",
     "version.py": "one line",
+    "integrations/vol_plugins/vmstream.py": "an import; the tests of volatility3.py run it",
 }
 
 

@@ -23,15 +23,15 @@ from vmstream.wire.live import KINDS as LIVE_KINDS
 README = ROOT / "README.md"
 JSON = ROOT / "docs" / "json.md"
 COMMANDS = (
-    "inspect", "records", "extract-ram", "extract-block", "devices", "get", "cpus", "hexdump",
-    "search", "xml", "snapshots",
+    "inspect", "records", "extract-ram", "extract-block", "devices", "get", "cpus", "cmdline",
+    "hexdump", "search", "vmcoreinfo", "banner", "xml", "snapshots",
 )  # fmt: skip
 NAMES = "|".join(COMMANDS)
 CALL = re.compile(rf"(?<![\w/.-])vmstream ((?:{NAMES})[^\n`|>]*)")
 SHOWN = re.compile(rf"^(?:    |\$ )vmstream ((?:{NAMES}) .*)$", re.MULTILINE)
 FILES = {"dump.bin", "cut.bin", "disks.bin"}  # of the examples
 FILE = re.compile(r"\b((?:vmstream|tests|scripts|docs)/[\w/]+\.(?:py|md|json))\b")
-MODULE = re.compile(r"`((?:cli|container|guest|ops|report|stream|transport|wire)/\w+\.py)\b")
+MODULE = re.compile(r"`((?:cli|container|guest|ops|report|stream|tools|transport|wire)/\w+\.py)\b")
 DOCUMENTS = (
     "README.md",
     "CONTRIBUTING.md",

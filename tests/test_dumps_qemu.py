@@ -12,6 +12,7 @@ from elftools.elf.elffile import ELFFile
 
 from tests.commandline import vmstream
 from tests.dumps import DumpRange, elf_ranges, lime_ranges, read_range
+from tests.kdumps import Kdump
 from tests.qemu import Guest, Qemu, check_range, has_machine
 from tests.truth import block_sums
 from vmstream.guest.physical import Evidence, physical_map
@@ -21,6 +22,11 @@ pytestmark = pytest.mark.qemu
 
 KIB, MIB, GIB = 1 << 10, 1 << 20, 1 << 30
 FOUR_GIB = 4 * GIB
+
+
+def regions_of(report: dict[str, Any]) -> list[dict[str, Any]]:
+    found: list[dict[str, Any]] = report["layout"]["regions"]
+    return found
 
 
 def extracted(stream: Path, out: Path, *args: str | Path, status: int = 0) -> dict[str, Any]:
@@ -55,26 +61,26 @@ class Machine:
 
 MACHINES = {
     "pc": Machine(
-        "x86_64", ("-M", "pc", "-device", "VGA"), ((0, 32 * MIB),), "EM_386", "EM_X86_64",
+        "x86_64", ("-M", "pc", "-device", "VGA"), ((0, 32 * MIB),), "EM_386", "EM_386",
         others=((0xFD000000, 16 * MIB), (0xFFFC0000, 256 * KIB)), says=b"FILLED",
     ),
     "q35": Machine(
-        "x86_64", ("-M", "q35"), ((0, 32 * MIB),), "EM_386", "EM_X86_64",
+        "x86_64", ("-M", "q35"), ((0, 32 * MIB),), "EM_386", "EM_386",
         others=((0xFFFC0000, 256 * KIB),), says=b"FILLED",
     ),
     "isapc": Machine(
-        "x86_64", ("-M", "isapc", "-cpu", "486"), ((0, 32 * MIB),), "EM_386", "EM_X86_64",
+        "x86_64", ("-M", "isapc", "-cpu", "486"), ((0, 32 * MIB),), "EM_386", "EM_386",
         # No chipset that could put RAM there: the BIOS stays.
         others=((0xC0000, 128 * KIB), (0xE0000, 128 * KIB), (0xFFFE0000, 128 * KIB)),
         says=b"FILLED",
     ),
     "microvm": Machine(
-        "x86_64", ("-M", "microvm", "-m", "32M"), ((0, 32 * MIB),), "EM_386", "EM_X86_64",
+        "x86_64", ("-M", "microvm", "-m", "32M"), ((0, 32 * MIB),), "EM_386", "EM_386",
         others=((0xF0000, 64 * KIB), (0xFFFF0000, 64 * KIB)),
     ),
     "split": Machine(
         "x86_64", ("-M", "pc,max-ram-below-4g=16M"),
-        ((0, 16 * MIB), (FOUR_GIB, 16 * MIB)), "EM_386", "EM_X86_64",
+        ((0, 16 * MIB), (FOUR_GIB, 16 * MIB)), "EM_386", "EM_386",
         others=((0xFFFC0000, 256 * KIB),), says=b"FILLED",
     ),
     "aarch64": Machine(
@@ -123,6 +129,7 @@ def test_dump_guest_memory(name: str, tmp_path: Path) -> None:
             vm.wait_serial(machine.says)
         vm.stop()
         vm.qmp("dump-guest-memory", paging=False, protocol="file:guest.elf")
+        vm.qmp("dump-guest-memory", paging=False, protocol="file:guest.kdump", format="kdump-zlib")
         vm.migrate("exec:cat>guest.out")
         theirs, stream = vm.path("guest.elf"), vm.path("guest.out")
         elf, lime = tmp_path / "elf", tmp_path / "lime"
@@ -153,6 +160,34 @@ def test_dump_guest_memory(name: str, tmp_path: Path) -> None:
         assert whole - 512 * KIB < compared <= whole
         if not guest:
             assert read_range(elf, around(ours, at), at, len(PATTERN)) == PATTERN
+        check_kdump(machine, vm.path("guest.kdump"), stream, elf, tmp_path / "kdump")
+
+
+def check_kdump(machine: Machine, theirs_is: Path, stream: Path, elf: Path, path: Path) -> None:
+    """Ours says what QEMU's says, but of firmware, and has the bytes of the ELF core."""
+    extracted(stream, path, "--format", "kdump")
+    ours, theirs = Kdump(path), Kdump(theirs_is)
+    assert ours.order == theirs.order == ("<" if machine.little else ">")
+    differ = {"machine"}  # which QEMU does not know of most
+    if machine.others:
+        differ |= {"max_mapnr", "max_mapnr_64", "bitmap_blocks"}
+    if machine.number == machine.ours:
+        assert theirs.notes.startswith(ours.notes)
+    if ours.notes != theirs.notes:
+        differ |= {"size_note", "offset_note", "sub_hdr_size"}
+    assert {k: v for k, v in ours.header.items() if k not in differ} == {
+        k: v for k, v in theirs.header.items() if k not in differ
+    }
+    assert ours.header["machine"] == machine.arch
+    assert ours.header["max_mapnr_64"] * ours.header["block_size"] == sum(machine.ranges[-1])
+    ranges, whole = elf_ranges(elf), 0
+    for gpa, data in ours.stretches():
+        assert read_range(elf, around(ranges, gpa), gpa, len(data)) == data, hex(gpa)
+        whole += len(data)
+    assert whole == sum(length for _, length in machine.ranges)
+    # As many that shrink, but for the firmware's.
+    if not machine.others:
+        assert dict(ours.pages()) == dict(theirs.pages())
 
 
 def around(ranges: list[DumpRange], gpa: int) -> DumpRange:
@@ -163,7 +198,15 @@ def around(ranges: list[DumpRange], gpa: int) -> DumpRange:
 @pytest.mark.parametrize(
     ("arch", "args", "mapped"),
     [
-        ("x86_64", ("-M", "pc"), {"pc.bios": [(0xFFFC0000, 256 * KIB)]}),
+        # Before firmware runs there is ROM below 1 MiB, too.
+        (
+            "x86_64",
+            ("-M", "pc"),
+            {
+                "pc.rom": [(0xC0000, 128 * KIB)],
+                "pc.bios": [(0xE0000, 128 * KIB), (0xFFFC0000, 256 * KIB)],
+            },
+        ),
         (
             "x86_64",
             ("-M", "isapc", "-cpu", "486"),
@@ -179,6 +222,8 @@ def around(ranges: list[DumpRange], gpa: int) -> DumpRange:
             {
                 "system.flash0": [(0xFFE20000, 1920 * KIB)],
                 "system.flash1": [(0xFFE00000, 128 * KIB)],
+                "isa-bios": [(0xE0000, 128 * KIB)],
+                "pc.rom": [(0xC0000, 128 * KIB)],
             },
         ),
         pytest.param(
@@ -240,6 +285,20 @@ def test_rom(
         assert kept == ram["length"] - (sum(over) if arch == "x86_64" else 0)
 
 
+@pytest.mark.parametrize("machine", ["pc", "q35"])
+def test_rom_of_a_guest_that_ran(machine: str, tmp_path: Path) -> None:
+    """Firmware copied itself to RAM; where it left ROM in place, the registers say so."""
+    with Qemu(["-M", machine, "-accel", "tcg", "-m", "32M"], guest=Guest(fill=256)) as vm:
+        vm.wait_serial(b"FILLED")
+        vm.stop()
+        vm.migrate("exec:cat>guest.out")
+        image = tmp_path / "image"
+        found = extracted(vm.path("guest.out"), image, "--rom")
+        low = [r["source"] for r in regions_of(found) if r["gpa"] < MIB and r["idstr"] != "pc.ram"]
+        assert set(low) <= {"device state"}
+        check_range(vm, image, 0xC0000, 256 * KIB)
+
+
 # -- maps ------------------------------------------------------------------------------------------
 
 
@@ -250,7 +309,8 @@ def tree(vm: Qemu, block: str) -> list[tuple[int, int, int]]:
     found = set()
     for line in text.splitlines():
         match = re.match(
-            rf"\s+([0-9a-f]{{16}})-([0-9a-f]{{16}}) \(prio \d+, ram\): {re.escape(block)}"
+            rf"\s+([0-9a-f]{{16}})-([0-9a-f]{{16}}) \(prio -?\d+, (?:ram|nv-ram)\): "
+            rf"{re.escape(block)}"
             r"(?: @([0-9a-f]{16}))?(?: KVM)?$",
             line,
         )
@@ -275,6 +335,18 @@ MAPS = [("x86_64", "pc", "pc.ram", size) for size in (16 * MIB, 3 * GIB, 3584 * 
     ("riscv64", "virt", "riscv_virt_board.ram", 5 * GIB),
     ("ppc64", "pseries", "ppc_spapr.ram", 5 * GIB),
     ("s390x", "s390-ccw-virtio", "s390.ram", 5 * GIB),
+    ("aarch64", "sbsa-ref", "sbsa-ref.ram", 2 * GIB),
+    ("aarch64", "xlnx-zcu102", "ddr-ram", 4 * GIB),
+    ("arm", "vexpress-a9", "vexpress.highmem", GIB),
+    ("arm", "vexpress-a15", "vexpress.highmem", GIB),
+    ("arm", "cubieboard", "cubieboard.ram", GIB),
+    ("riscv64", "sifive_u", "riscv.sifive.u.ram", GIB),
+    ("riscv64", "spike", "riscv.spike.ram", GIB),
+    ("ppc64", "powernv9", "pnv.ram", GIB),
+    ("ppc", "g3beige", "ppc_heathrow.ram", 512 * MIB),
+    ("ppc", "mac99", "ppc_core99.ram", 512 * MIB),
+    ("ppc", "pegasos2", "pegasos2.ram", 512 * MIB),
+    ("hppa", "hppa", "ram", 512 * MIB),
 ]
 
 
@@ -340,14 +412,14 @@ def test_a_small_guest_with_an_nvdimm(machine: str, size: int, tmp_path: Path) -
         vm.stop()
         vm.migrate("exec:cat>guest.out")
         image = tmp_path / "image"
-        found = extracted(vm.path("guest.out"), image, status=1)
-        assert image.stat().st_size == size
-        (region,) = found["layout"]["regions"]
-        assert (region["gpa"], region["length"], region["idstr"]) == (0, size, "pc.ram")
-        (doubt,) = found["layout"]["doubts"]
-        assert "'nv'" in doubt
+        found = extracted(vm.path("guest.out"), image)
+        assert [(r["gpa"], r["length"], r["idstr"], r["source"]) for r in regions_of(found)] == [
+            (0, size, "pc.ram", "cmos"),
+            (FOUR_GIB, 64 * MIB, "nv", "firmware tables"),
+        ]
         check_range(vm, image, 0, 640 * KIB)
         check_range(vm, image, MIB, size - MIB)
+        check_range(vm, image, FOUR_GIB, 64 * MIB)
         # The user can say where it is: QEMU plugs it behind RAM, at the next GiB behind 4 GiB.
         (tmp_path / "lay").write_text(
             f'[{{"gpa": 0, "length": {size}, "block": "pc.ram"}},'
@@ -357,3 +429,110 @@ def test_a_small_guest_with_an_nvdimm(machine: str, size: int, tmp_path: Path) -
         extracted(vm.path("guest.out"), placed, "--layout", tmp_path / "lay")
         check_range(vm, placed, MIB, size - MIB)
         check_range(vm, placed, FOUR_GIB, 64 * MIB)
+
+
+HOTPLUG = ("-m", "64M,slots=4,maxmem=4G")
+
+
+def ram(*named: tuple[str, int]) -> list[str]:
+    """Backends, in this order; sizes in MiB."""
+    options = [f"memory-backend-ram,id={name},size={size}M" for name, size in named]
+    return [word for option in options for word in ("-object", option)]
+
+
+def nodes(*named: str) -> list[str]:
+    return [word for name in named for word in ("-numa", f"node,memdev={name}")]
+
+
+# (architecture, arguments, sources of regions that are not of RAM at the start, doubts)
+SEVERAL: dict[str, tuple[str, list[str], dict[str, str], list[str]]] = {
+    "dimms": (
+        "x86_64",
+        ["-M", "pc", *HOTPLUG, *ram(("a", 128), ("b", 64), ("c", 128)),
+         *(w for n in "abc" for w in ("-device", f"pc-dimm,memdev={n}"))],
+        dict.fromkeys("abc", "machine rule"), ["order of the DIMMs a, b, c"],
+    ),
+    # The label of an NVDIMM is not mapped.
+    "nvdimms": (
+        "x86_64",
+        ["-M", "q35,nvdimm=on", *HOTPLUG, *ram(("nv", 64), ("d", 32), ("nw", 128)),
+         "-device", "nvdimm,memdev=nv,label-size=2M", "-device", "pc-dimm,memdev=d",
+         "-device", "nvdimm,memdev=nw"],
+        {"nv": "firmware tables", "nw": "firmware tables", "d": "machine rule"}, [],
+    ),
+    "virtio-mem": (
+        "x86_64",
+        ["-M", "q35", "-m", "64M,maxmem=4G", *ram(("one", 128), ("two", 128)),
+         "-device", "virtio-mem-pci,memdev=one,memaddr=0x140000000",
+         "-device", "virtio-mem-pci,memdev=two"],
+        {"one": "device state", "two": "device state"}, [],
+    ),
+    "nodes": (
+        "x86_64",
+        ["-M", "pc,max-ram-below-4g=96M", "-m", "112M", *ram(("x", 64), ("y", 16), ("z", 32)),
+         *nodes("z", "x", "y")],
+        {}, [],
+    ),
+    "alike": (
+        "x86_64",
+        ["-M", "q35", "-m", "64M", *ram(("n1", 32), ("n0", 32)), *nodes("n0", "n1")],
+        {}, ["order of blocks n0, n1"],
+    ),
+    "aarch64": (
+        "aarch64",
+        ["-M", "virt", "-cpu", "cortex-a57", "-m", "112M", *ram(("x", 64), ("y", 16), ("z", 32)),
+         *nodes("z", "x", "y")],
+        {}, [],
+    ),
+    "ppc64": (
+        "ppc64",
+        ["-M", "pseries", "-m", "1G", *ram(("n1", 512), ("n2", 256), ("n0", 256)),
+         *nodes("n0", "n1", "n2")],
+        {}, ["order of blocks n0, n1, n2"],
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    "name", [pytest.param(n, marks=pytest.mark.qemu(c[0])) for n, c in SEVERAL.items()]
+)
+def test_several_blocks(name: str, tmp_path: Path) -> None:
+    """Nodes and memory devices are where `info mtree -f` has them; a pipe changes nothing."""
+    arch, args, others, doubts = SEVERAL[name]
+    with Qemu([*args, "-accel", "tcg", "-S"], binary=f"qemu-system-{arch}") as vm:
+        named = {args[i + 1].split("id=")[1].split(",")[0] for i, a in enumerate(args)
+                 if a == "-object"}  # fmt: skip
+        mapped = {block: tree(vm, block) for block in named}
+        vm.migrate("exec:cat>guest.out")
+        stream, image = vm.path("guest.out"), tmp_path / "image"
+        found = extracted(stream, image, status=1 if doubts else 0)
+        piped = vmstream(
+            "extract-ram", "-", "-o", tmp_path / "piped", "--json", stdin=stream.read_bytes()
+        )
+    assert piped.json()["layout"] == found["layout"]
+    assert block_sums(image, whole=False) == block_sums(tmp_path / "piped", whole=False)
+    assert len(found["layout"]["doubts"]) == len(doubts)
+    for doubt, words in zip(found["layout"]["doubts"], doubts, strict=True):
+        assert words in doubt
+    regions: dict[str, list[tuple[int, int, int]]] = {}
+    for region in regions_of(found):
+        block = region["idstr"].rpartition("/")[2]
+        regions.setdefault(block, []).append(
+            (region["gpa"], region["length"], region["block_offset"])
+        )
+        if block in others:
+            assert region["source"] == others[block]
+    # Nothing of virtio-mem is plugged before the guest asks for it.
+    unplugged = {b for b, source in others.items() if source == "device state"}
+    for block in named - unplugged:
+        check_mapped(regions[block], mapped[block])
+    assert unplugged.isdisjoint(regions)
+
+
+def check_mapped(regions: list[tuple[int, int, int]], mapped: list[tuple[int, int, int]]) -> None:
+    assert mapped
+    for gpa, length, offset in mapped:
+        (outer,) = [r for r in regions if r[0] <= gpa and gpa + length <= r[0] + r[1]]
+        assert outer[2] + gpa - outer[0] == offset, hex(gpa)
+    hidden = sum(r[1] for r in regions) - sum(m[1] for m in mapped)
+    assert 0 <= hidden <= 384 * KIB

@@ -194,7 +194,7 @@ def test_inline_structs_and_lists() -> None:
         b"\6\0",
     )
     assert device.children[0].children[0].path == "x[0]/t/v"
-    assert [n.type for n in device.children[1].children] == ["raw"]
+    assert [n.name for n in device.children[1].children] == ["l.end"]
     # Keys of a list come once for each element.
     keys = '"vmsd_name": "e", "version": 1, "fields": [{"name": "v", "type": "uint8", "size": 1}]'
     text = (
@@ -208,7 +208,7 @@ def test_inline_structs_and_lists() -> None:
         ("l[0]", "struct"),
         ("l[1].marker", "ptr-marker"),
         ("l[1]", "struct"),
-        ("raw@0x4", "raw"),
+        ("l.end", "ptr-marker"),
     ]
     assert [n.children[0].value for n in items.children if n.type == "struct"] == [10, 11]
 
@@ -336,3 +336,24 @@ def test_the_description_of_another_stream() -> None:
     assert len(DeviceTree(short, plain, borrowed=True).undescribed) > 20
     newer = [Section(s.idstr, s.instance_id, 99, s.offset, s.body) for s in sections]
     assert len(DeviceTree(newer, plain, borrowed=True).undescribed) > 20
+
+
+@pytest.mark.parametrize("keyed", [False, True])
+def test_trees(keyed: bool) -> None:
+    """As put_gtree() writes them: a count, then a marker, a key and a value each, then 0."""
+    vmsd = '"vmsd_name": "v", "version": 1, "fields": [{"name": "a", "type": "uint8", "size": 1}]'
+    key = '"vmsd_name": "k", "version": 1, "fields": [{"name": "k", "type": "uint16", "size": 2}]'
+    one_key = b"\0\7" if keyed else (7).to_bytes(8)
+    body = (2).to_bytes(4) + (b"\1" + one_key + b"\x2a") * 2 + b"\0"
+    objects = ", ".join(([key] if keyed else []) + [vmsd])
+    tree = f'{{"name": "t", "type": "gtree", "size": {len(body)}, {objects}, {objects}}}'
+    text = '{"page_size": 4096, "devices": [{"name": "x", "instance_id": 0, "version": 1, '
+    text += f'"fields": [{tree}]}}]}}'
+    (device,) = DeviceTree([Section(b"x", 0, 1, 0, body)], text.encode())
+    covered(device, body)
+    nodes = {n.path: n for n in device.walk()}
+    assert nodes["x[0]/t/t.count"].value == 2
+    assert nodes["x[0]/t/t[1]/a"].value == 42
+    there = nodes["x[0]/t/t[1].key/k" if keyed else "x[0]/t/t[1].key"]
+    assert there.value == 7
+    assert "raw" not in {n.type for n in device.walk()}

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import re
+import time
+
 import pytest
 
 from tests.guest.test_devices import field, one, tree_of
+from tests.qemu import Qemu
 from tests.truth import fixture_names, load_manifest, open_fixture
 from vmstream.guest.devices import Node
 from vmstream.guest.meaning import meaning
@@ -81,3 +85,29 @@ def test_fixtures() -> None:
                 if node.name == "cmos_data":
                     assert str(meaning(node)).startswith("20"), load_manifest(name)["qemu"]
     assert seen > 20
+
+
+@pytest.mark.qemu
+def test_apic() -> None:
+    """The local vector table as `info lapic` has it."""
+    with Qemu(["-M", "pc", "-accel", "tcg", "-m", "16M"]) as vm:
+        time.sleep(1)
+        vm.stop()
+        truth = vm.hmp("info lapic")
+        vm.migrate("exec:cat>guest.out")
+        data = vm.path("guest.out").read_bytes()
+    (apic,) = tree_of(data).find("apic[0]")
+    words = {n.name: str(meaning(n)) for n in apic.children}
+    assert words["apicbase"] == "base 0xfee00000, BSP, enabled"
+    assert words["isr"] == words["irr"] == "none"
+    for name, there in (
+        ("LVT0", "LINT0"),
+        ("LVT1", "LINT1"),
+        ("LVTT", "timer"),
+        ("LVTERR", "error"),
+    ):
+        line = re.search(rf"^{name}\s.*$", truth, re.MULTILINE)
+        (said,) = (w for w in words["lvt"].split(", ") if w.startswith(f"{there} "))
+        assert line is not None
+        assert ("masked" in said) == ("masked" in line[0])
+        assert re.search(said.split()[1], line[0], re.IGNORECASE)

@@ -127,3 +127,42 @@ def test_nothing_overlaps(machine: str, ram: int, sizes: list[int]) -> None:
         assert region.gpa % 4096 == region.block_offset % 4096 == 0
         assert region.block_offset + region.length <= listed[region.block][1]
         at = region.gpa + region.length
+
+
+def bridge(vendor_device: str, first: int, registers: str) -> bytes:
+    raw = bytearray(256)
+    raw[:4] = bytes.fromhex(vendor_device)
+    raw[first : first + 7] = bytes.fromhex(registers)
+    return bytes(raw)
+
+
+@pytest.mark.parametrize(("machine", "device", "first"), [
+    ("pc-i440fx-9.0", "86803712", 0x59), ("pc-q35-9.0", "8680c029", 0x90),
+])  # fmt: skip
+def test_pam(machine: str, device: str, first: int) -> None:
+    """Registers of the host bridge: 440FX data sheet 290549, 3.2.20; none set is ROM."""
+    blocks = tuple(
+        RAMBlock(n, s) for n, s in ((b"mem", GIB), (b"pc.bios", 256 * KIB), (b"pc.rom", 128 * KIB))
+    )
+    bare = physical_map(Evidence(machine.encode(), blocks))
+
+    def low(registers: str) -> list[tuple[int, int, int, int, str]]:
+        found = with_rom(bare, blocks, bridge(device, first, registers))
+        return [
+            (r.gpa, r.length, r.block, r.block_offset, r.source)
+            for r in found.regions
+            if r.gpa < MIB and r.block
+        ]
+
+    assert low("00000000000000") == [
+        (0xC0000, 128 * KIB, 2, 0, "device state"),
+        (0xE0000, 128 * KIB, 1, 128 * KIB, "device state"),
+    ]
+    assert low("30333333333333") == low("10111111111111") == []
+    # 0xC4000 to 0xC7FFF, and 0xF0000 to 0xFFFFF.
+    assert low("00033333333333") == [
+        (0xC4000, 16 * KIB, 2, 16 * KIB, "device state"),
+        (0xF0000, 64 * KIB, 1, 192 * KIB, "device state"),
+    ]
+    for unknown in (None, b"", bytes(256), bridge(device, first, "00" * 7)[:first]):
+        assert with_rom(bare, blocks, unknown) == with_rom(bare, blocks)

@@ -12,7 +12,7 @@ from tests.commandline import no_leftovers
 from tests.decoding import BytesSource
 from tests.ops.test_extract import pipe_of
 from tests.streamwriter import simple_stream
-from tests.truth import fixture_file, fixture_names, open_fixture
+from tests.truth import FIXTURES, fixture_file, fixture_names, open_fixture
 from vmstream.container.open import OpenStream
 from vmstream.errors import OutputError, StreamError
 from vmstream.ops.devices import (
@@ -137,6 +137,38 @@ def test_schema() -> None:
     assert plain.described == "stream"
     with pytest.raises(OutputError, match="no vmdescription"):
         with_schema(read("novmdesc-11.1-pc"), BytesSource(open_fixture("novmdesc-11.1-pc")), None)
+
+
+def test_schema_of_dump_vmstate(tmp_path: Path) -> None:
+    packed = FIXTURES / "dump-vmstate-11.1-pc.json.zst"
+    found = read("novmdesc-11.1-pc")
+    with OpenStream(packed) as other:
+        with_schema(found, other.source, other.container)
+    assert found.described == "dump-vmstate"
+    (said,) = found.findings.kept
+    assert "not settled in" in said.message
+    assert "no names in" in said.message
+    assert found.exit_code == 0
+    # The same names as by the vmdescription of another stream.
+    known = read("novmdesc-11.1-pc")
+    with_schema(known, BytesSource(open_fixture("plain-11.1-pc")), None)
+    for path in ("mc146818rtc/cmos_data", "vmcoreinfo", "i8259[1]/*", "0000:00:00.0/I440FX/**"):
+        values = [(n.path, n.offset, n.size) for n in known.tree.find(path) if not n.children]
+        assert values == [(n.path, n.offset, n.size) for n in found.tree.find(path)
+                          if not n.children], path  # fmt: skip
+    with pytest.raises(OutputError, match="which has no registers"):
+        cpus_report(BytesSource(b""), found)
+    report = devices_report(BytesSource(b""), found, found.tree)
+    assert "ambiguous" in {n.type for n in report.nodes}
+    # Postcopy.
+    with OpenStream(fixture_file("postcopy-11.1-pc.ch0", tmp_path)) as opened:
+        packaged = read_devices(opened.source, container=opened.container)
+    with OpenStream(packed) as other:
+        with_schema(packaged, other.source, other.container)
+    assert plain_values(find(packaged, "mc146818rtc/cmos_index", "x"))
+    for text in (b"{", b'{"x": 1}', b'  {"vmschkmachine": {"Name": "x"}}', b"{" + bytes(99)):
+        with pytest.raises(OutputError, match=r"other\.json: no schema"):
+            with_schema(read("novmdesc-11.1-pc"), BytesSource(text, "other.json"), None)
 
 
 def test_damaged_streams(tmp_path: Path) -> None:

@@ -74,7 +74,11 @@ LAYOUTS: dict[str, list[tuple[int, int, str, int]]] = {
     "own-big-pc": [(0, 3 * GIB, "mem", 0), (FOUR_GIB, 2 * GIB, "mem", 3 * GIB)],
     "own-big-q35": [(0, 2 * GIB, "mem", 0), (FOUR_GIB, 3 * GIB, "mem", 2 * GIB)],
     "big-10.0-q35": [(0, 2 * GIB, "mem", 0), (FOUR_GIB, 3 * GIB, "mem", 2 * GIB)],
-    "numa-dimm-10.0-pc": [(0, 16 * MIB, "n0", 0), (16 * MIB, 16 * MIB, "n1", 0)],
+    "numa-dimm-10.0-pc": [
+        (0, 16 * MIB, "n0", 0),
+        (16 * MIB, 16 * MIB, "n1", 0),
+        (4 * GIB, 128 * MIB, "d0", 0),
+    ],
     "aarch64-10.0-virt": [(0x40000000, 32 * MIB, "mem", 0)],
     "riscv64-10.0-virt": [(0x80000000, 32 * MIB, "mem", 0)],
 }
@@ -877,7 +881,7 @@ def test_layout(form: str, way: str, tmp_path: Path) -> None:
 
 
 def test_layout_with_plugged_memory(tmp_path: Path) -> None:
-    """What inference leaves out with a warning, the user can place."""
+    """What inference places with a warning, the user can place."""
     name = "numa-dimm-10.0-pc"
     manifest = load_manifest(name)
     dimm, size = "d0", 128 * MIB

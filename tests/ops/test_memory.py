@@ -441,7 +441,8 @@ def test_stretches(memory: GuestMemory, tmp_path: Path) -> None:
     assert (block.length, block.place(3)) == (2 * PAGE, (1, 3))
     path = fixture_file("numa-dimm-10.0-pc", tmp_path)
     with vmstream.open(path) as stream, stream.memory() as two:
-        (joined,) = two.stretches()
+        joined, dimm = two.stretches()
+        assert [r.gpa for r in dimm.regions] == [4 * GIB]
         assert len(joined.regions) == 2
         edge = joined.regions[0].length
         buffer = bytearray(8)

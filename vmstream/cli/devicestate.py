@@ -24,8 +24,9 @@ from vmstream.transport.source import Source
 _schema_option = click.option(
     "--schema",
     type=click.Path(exists=True, dir_okay=False),
-    metavar="STREAM",
-    help="A stream of the same machine whose vmdescription names the state of one without.",
+    metavar="FILE",
+    help="Names for a stream without a vmdescription: another stream of the same "
+    "machine, or JSON that qemu -dump-vmstate wrote.",
 )
 
 

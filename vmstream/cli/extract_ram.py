@@ -20,6 +20,7 @@ from vmstream.cli.options import (
     stream_argument,
 )
 from vmstream.container.open import OpenStream
+from vmstream.ops.encode import COMPRESSIONS, STANDARD_OUTPUT
 from vmstream.ops.extract import ExtractOptions, extract
 from vmstream.report.jsonout import dumps
 
@@ -30,6 +31,9 @@ Examples:
   vmstream extract-ram dump.bin --all-blocks out/
   vmstream extract-ram dump.bin --format lime -o ram.lime
   vmstream extract-ram dump.bin --format elf -o ram.elf
+  vmstream extract-ram dump.bin --format kdump -o ram.kdump      for crash, drgn, makedumpfile
+  vmstream extract-ram dump.bin --format lime -o ram.lime.zst    compressed
+  vmstream extract-ram dump.bin --format lime -o - | ssh host 'cat > ram.lime'
   vmstream extract-ram dump.bin --layout layout.json -o ram.raw
   vmstream extract-ram guest.save -o ram.raw     from an image of virsh save
   vmstream extract-ram main.bin --channel ch1.bin --channel ch2.bin -o ram.raw    multifd
@@ -50,7 +54,12 @@ def _shared(text: str) -> tuple[str, Path]:
 
 @click.command("extract-ram", epilog=_EPILOG)
 @stream_argument
-@click.option("-o", "--output", type=click.Path(path_type=Path), help="File to write.")
+@click.option(
+    "-o",
+    "--output",
+    type=click.Path(path_type=Path, allow_dash=True),
+    help="File to write, or - for standard output.",
+)
 @click.option("--block", metavar="IDSTR", help="Write this block instead of the image.")
 @click.option(
     "--all-blocks",
@@ -61,10 +70,16 @@ def _shared(text: str) -> tuple[str, Path]:
 @click.option(
     "--format",
     "form",
-    type=click.Choice(["raw", "lime", "elf", "blocks"]),
+    type=click.Choice(["raw", "lime", "elf", "kdump", "blocks"]),
     default="raw",
     help="What -o is: an image with holes where there is no RAM (raw, the default), a LiME file, "
-    "an ELF core, or a directory as of --all-blocks (blocks).",
+    "an ELF core, a compressed kdump file, or a directory as of --all-blocks (blocks).",
+)
+@click.option(
+    "--compress",
+    type=click.Choice(COMPRESSIONS),
+    help="Compress the output with gzip or zstd (by default where -o ends in .gz or .zst), or the "
+    "pages of a kdump file with zlib (the default) or zstd.",
 )
 @click.option(
     "--layout",
@@ -101,6 +116,7 @@ def command(
     block: str | None,
     all_blocks: Path | None,
     form: str,
+    compress: str | None,
     layout: Path | None,
     rom: bool,
     below_4g: int | None,
@@ -132,6 +148,9 @@ def command(
         raise click.UsageError(f"--format {form} is not for --block and --all-blocks")
     if form == "blocks" and output is not None:
         output, all_blocks = None, output
+    to_pipe = output == STANDARD_OUTPUT
+    if to_pipe and as_json:
+        raise click.UsageError("-o - leaves no room for --json; --manifest FILE has the same")
     if layout is not None and (block is not None or all_blocks is not None):
         raise click.UsageError("--layout is for the guest-physical image")
     if layout is not None and below_4g is not None:
@@ -140,7 +159,8 @@ def command(
         raise click.UsageError("--rom is for the guest-physical image, by no --layout")
     options = ExtractOptions(
         output, block, all_blocks, below_4g, partial, force, manifest, page_size,
-        tuple(sys.argv[1:]), shared_blocks, max_ram, form, layout, rom,
+        tuple(sys.argv[1:]), shared_blocks, max_ram, form, layout, rom, compress,
+        Path(spool) if spool else None,
     )  # fmt: skip
     with (
         OpenStream(
@@ -158,7 +178,7 @@ def command(
     if as_json:
         click.echo(dumps(report))
     else:
-        from vmstream.report.render import render_extract
+        from vmstream.report.render import console, render_extract
 
-        render_extract(report)
+        render_extract(report, console(sys.stderr) if to_pipe else None)
     return code

@@ -27,8 +27,11 @@ _COMMANDS = {
     "devices": ("vmstream.cli.devices", "command", "Show device state by name."),
     "get": ("vmstream.cli.get", "command", "Print one value of device state, or several."),
     "cpus": ("vmstream.cli.cpus", "command", "Show the registers of each CPU."),
+    "cmdline": ("vmstream.cli.cmdline", "command", "Write the QEMU command line it needs."),
     "hexdump": ("vmstream.cli.hexdump", "command", "Show guest memory at an address."),
     "search": ("vmstream.cli.search", "command", "Find text or bytes in guest memory."),
+    "vmcoreinfo": ("vmstream.cli.vmcoreinfo", "command", "Print the VMCOREINFO of a Linux guest."),
+    "banner": ("vmstream.cli.banner", "command", "Print the banner of the guest's Linux kernel."),
     "xml": ("vmstream.cli.xml", "command", "Write the domain XML of a libvirt save image."),
     "snapshots": ("vmstream.cli.snapshots", "command", "List the savevm snapshots of a qcow2."),
 }

@@ -18,6 +18,7 @@ from vmstream.report.models import InspectReport
 from vmstream.wire.constants import TARGET_PAGE_SIZES
 
 if TYPE_CHECKING:
+    from vmstream.guest.devices import DeviceTree
     from vmstream.ops.memory import GuestMemory
     from vmstream.ops.virtual import VirtualMemory
 
@@ -156,6 +157,24 @@ def open_virtual(
             opened.source, cpu, page_size=options["page_size"], container=opened.container
         )
     return VirtualMemory(memory, found)
+
+
+def open_tree(stream: str, options: dict[str, Any]) -> DeviceTree | None:
+    """The devices of a stream that is read for its memory, too; `None` of a pipe."""
+    from vmstream.ops.devices import read_devices
+
+    if stream == "-":
+        return None
+    with OpenStream(
+        stream,
+        snapshot=options["snapshot"],
+        max_ram=options["max_ram"],
+        max_layers=options["max_layers"],
+    ) as opened:
+        if not opened.source.seekable:
+            return None
+        size = options["page_size"]
+        return read_devices(opened.source, page_size=size, container=opened.container).tree
 
 
 def memory_status(memory: GuestMemory, *, physical: bool) -> int:

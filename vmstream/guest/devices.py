@@ -14,15 +14,18 @@ from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import Any
+from typing import Any, Literal
 
-from vmstream.wire.vmsd import SUBSECTION_FRAME, body_size, field_size
+from vmstream.guest.schema import StaticSchema
+from vmstream.guest.virtio import describe
+from vmstream.wire.vmsd import ELEMENTS, MEANING, SUBSECTION_FRAME, body_size, field_size
 
-_INTEGER = re.compile(r"(u?)int(8|16|32|64)( equal| le)?")
+# 'le' is a comparison of QEMU's; numbers that are little-endian are so in a guest's structures.
+_INTEGER = re.compile(r"(u?)int(8|16|32|64)( equal| le| little)?")
 # Written by functions of their own, as one big-endian number.
 # QEMU v10.1.0 target/arm/machine.c vmstate_cpsr, hw/arm/armv7m.c; target/ppc/machine.c.
 _NUMBERS = frozenset({"timer", "cpsr", "xpsr", "fpscr", "CPU_Double_U", "float64"})
-_LISTS = frozenset({"qtailq", "qlist"})
+_LISTS = frozenset({"qtailq", "qlist", "gtree"})
 _INLINE = frozenset({"tmp", "vstruct"})
 # QEMU v10.1.0 migration/vmstate-types.c VMS_NULLPTR_MARKER; since 2.9, and 0x31 for one that is
 # not NULL since 11.0.
@@ -56,7 +59,7 @@ class Node:
     size: int
     version: int | None = None
     _body: memoryview = field(repr=False, default=memoryview(b""))
-    _describe: Mapping[str, Any] = field(repr=False, default_factory=dict)
+    _describe: Mapping[Any, Any] = field(repr=False, default_factory=dict)
     _depth: int = 0
 
     @property
@@ -69,14 +72,23 @@ class Node:
         """Number, truth value or bytes; `None` for a NULL pointer and for what has children."""
         match = _INTEGER.fullmatch(self.type)
         if match is not None and self.size * 8 == int(match[2]):
-            return int.from_bytes(self._body, "big", signed=not match[1])
+            order: Literal["big", "little"] = "little" if match[3] == " little" else "big"
+            return int.from_bytes(self._body, order, signed=not match[1])
         if self.type in ("bool", "powered_off") and self.size == 1:
             return bool(self._body[0])
         if self.type in _NUMBERS and self.size in (1, 2, 4, 8):
             return int.from_bytes(self._body, "big")
         if self.type in ("nullptr", "struct", "array", "subsection", "device", *_INLINE, *_LISTS):
             return None
+        if self.type == "virtio" and self.children:
+            return None
         return self.raw
+
+    @property
+    def said(self) -> str | None:
+        """What the value means in words, where its place tells; an inference."""
+        words = self._describe.get(MEANING)
+        return str(words) if words is not None else None
 
     @cached_property
     def children(self) -> tuple[Node, ...]:
@@ -112,6 +124,10 @@ class Node:
             yield from self._vmsd(self._describe, SUBSECTION_FRAME + len(_encoded(self.name)))
         elif self.type in _LISTS:
             yield from self._list()
+        elif self.type == "virtio":
+            made = describe(self._body, self.path.rpartition("/")[0]) if self.size else None
+            if made is not None:
+                yield from self._vmsd(made, 0)
         elif self.type in ("struct", "device", *_INLINE):
             inner = self._describe.get("struct", self._describe)
             if inner.get("fields") or inner.get("subsections") or self.type == "device":
@@ -187,20 +203,38 @@ class Node:
         null = isinstance(inner, Mapping) and not inner.get("fields") and size == 1
         if null and self._body[at] == _NULL:
             return self._node(name, "nullptr", at, size, f)
-        return self._node(name, str(f["type"]), at, size, f)
+        # A static description has them among the fields.
+        version = int(f["version"]) if f["type"] == "subsection" else None
+        return self._node(name, str(f["type"]), at, size, f, version)
 
-    # A byte of 1 and the element, again and again, then 0. QEMU v10.1.0
-    # migration/vmstate-types.c put_qtailq(), put_qlist().
+    # A byte of 1 and the element, again and again, then 0. A tree has the number of its elements in
+    # front, and a key ahead of each: a vmsd of its own, or a number of 64 bits. QEMU v10.1.0
+    # migration/vmstate-types.c put_qtailq(), put_qlist(), put_gtree().
     def _list(self) -> Iterator[Node]:
-        at = 0
-        for number, vmsd in enumerate(self._describe.get(_ELEMENTS, ())):
-            size = body_size(vmsd)
-            if at + 1 + size >= self.size or self._body[at] != 1:
+        elements = self._describe.get(ELEMENTS, ())
+        at, keyed = 0, False
+        if self.type == "gtree" and self.size >= 4:
+            count = int.from_bytes(self._body[:4], "big")
+            yield self._node(f"{self.name}.count", "uint32", 0, 4, {})
+            at, keyed = 4, bool(elements) and len(elements) == 2 * count
+        for number in range(len(elements) // (2 if keyed else 1)):
+            vmsd = elements[2 * number + 1 if keyed else number]
+            key, size = 0, body_size(vmsd)
+            if self.type == "gtree":
+                key = body_size(elements[2 * number]) if keyed else 8
+            if at + 1 + key + size >= self.size or self._body[at] != 1:
                 break
-            yield self._node(f"{self.name}[{number}].marker", "ptr-marker", at, 1, {})
-            yield self._node(f"{self.name}[{number}]", "struct", at + 1, size, vmsd)
-            at += 1 + size
-        if at < self.size:
+            name = f"{self.name}[{number}]"
+            yield self._node(f"{name}.marker", "ptr-marker", at, 1, {})
+            if keyed:
+                yield self._node(f"{name}.key", "struct", at + 1, key, elements[2 * number])
+            elif key:
+                yield self._node(f"{name}.key", "uint64", at + 1, key, {})
+            yield self._node(name, "struct", at + 1 + key, size, vmsd)
+            at += 1 + key + size
+        if at + 1 == self.size and not self._body[at]:
+            yield self._node(f"{self.name}.end", "ptr-marker", at, 1, {})
+        elif at < self.size:
             yield self._raw(at, self.size - at)
 
     def _raw(self, at: int, size: int) -> Node:
@@ -232,13 +266,12 @@ def _encoded(name: str) -> bytes:
     return name.encode("utf-8", "surrogateescape")
 
 
-# Several vmsds in one object: elements of a list, whose keys come once for each.
-_ELEMENTS = "\0elements"
+# Several vmsds in one object are elements of a list, whose keys come once for each.
 _VMSD_KEYS = ("vmsd_name", "version", "fields", "subsections")
 
 
-def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    made = dict(pairs)
+def _object(pairs: list[tuple[str, Any]]) -> dict[Any, Any]:
+    made: dict[Any, Any] = dict(pairs)
     if made.get("type") in _LISTS:
         elements: list[dict[str, Any]] = []
         for key, value in pairs:
@@ -246,7 +279,7 @@ def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
                 elements.append({})
             if key in _VMSD_KEYS and elements:
                 elements[-1][key] = value
-        made[_ELEMENTS] = elements
+        made[ELEMENTS] = elements
     return made
 
 
@@ -277,14 +310,21 @@ class DeviceTree(Sequence[Node]):
         text: The vmdescription; without one every body is raw.
         borrowed: The vmdescription is that of another stream: it counts for a section of the same
             name and version only if it has the same size, and then it is an inference.
+        static: What `qemu -M X -dump-vmstate FILE` wrote, for sections without a description.
     """
 
     def __init__(
-        self, sections: Sequence[Section], text: bytes | None, *, borrowed: bool = False
+        self,
+        sections: Sequence[Section],
+        text: bytes | None,
+        *,
+        borrowed: bool = False,
+        static: StaticSchema | None = None,
     ) -> None:
         self._sections = sections
         self._text = text
         self._borrowed = borrowed
+        self._static = static
         self._nodes: dict[int, Node] = {}
 
     def __len__(self) -> int:
@@ -354,6 +394,10 @@ class DeviceTree(Sequence[Node]):
                 there = [d for d in (*there, *alike) if _fits(d, section)]
             if there:
                 found[number] = there[0] if self._borrowed else there.pop(0)
+            elif self._static is not None:
+                inferred = self._static.describe(section.idstr, section.version_id, section.body)
+                if inferred is not None:
+                    found[number] = inferred
         return found
 
     def _descriptions(self) -> Sequence[Mapping[str, Any]]:

@@ -11,12 +11,10 @@ from bisect import bisect_right
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
-from vmstream.guest.notes import Note
+from vmstream.guest.notes import Architecture, Note
 from vmstream.guest.physical import PhysicalMap, Region
 
-FORMATS = ("raw", "lime", "elf")
-
-# name, type and content of a note of an ELF core.
+FORMATS = ("raw", "lime", "elf", "kdump")
 
 # Magic, version, first and last address, 8 reserved bytes. Whatever the guest's byte order, all
 # readers take little-endian. LiME src/lime.h lime_mem_range_header.
@@ -32,17 +30,8 @@ _ET_CORE, _PT_LOAD, _PT_NOTE = 4, 1, 4
 _ELF_ALIGNMENT = 64 << 10
 
 
-@dataclass(frozen=True, slots=True)
-class Architecture:
-    """What an ELF header says of a machine; `number` is 0 where it is not known."""
-
-    number: int
-    big_endian: bool = False
-
-
-# By machine family. The numbers are those of the System V ABI, as QEMU v7.2.0 include/elf.h has
-# them, and the byte order that of QEMU v7.2.0 target/*/arch_dump.c cpu_get_dump_info(). There ppc
-# takes that of its interrupt handlers, which is big-endian after a reset.
+# By machine family, where no CPU tells. The numbers are those of the System V ABI, as QEMU v7.2.0
+# include/elf.h has them, and the byte order is that after a reset.
 ARCHITECTURES = {
     "pc": Architecture(62),
     "q35": Architecture(62),
@@ -53,6 +42,15 @@ ARCHITECTURES = {
     "m68k virt": Architecture(4, big_endian=True),
     "pseries": Architecture(21, big_endian=True),
     "s390-ccw-virtio": Architecture(22, big_endian=True),
+    "powernv": Architecture(21, big_endian=True),
+    "loongarch virt": Architecture(258),
+    "hppa": Architecture(15, big_endian=True),
+    **dict.fromkeys(("g3beige", "mac99", "pegasos2"), Architecture(20, big_endian=True)),
+    **dict.fromkeys(("sifive_u", "spike"), Architecture(243)),
+    **dict.fromkeys(
+        ("sbsa-ref", "xlnx-zcu102", "vexpress-a9", "vexpress-a15", "raspi", "cubieboard"),
+        Architecture(183),
+    ),
 }
 
 
@@ -70,7 +68,7 @@ class Plan:
     """What a file of a map is made of; numbers in bytes.
 
     Attributes:
-        format: 'raw', 'lime' or 'elf'.
+        format: One of FORMATS; a kdump file is made of a raw image (guest/kdump.py).
         regions: Those of the map, with the offset in the file for the address.
         heads: (offset, content) of all that is not RAM.
         size: Of the file.
@@ -82,19 +80,25 @@ class Plan:
     size: int
 
 
-def plan(form: str, layout: PhysicalMap, notes: Sequence[Note] = ()) -> Plan:
+def plan(
+    form: str,
+    layout: PhysicalMap,
+    notes: Sequence[Note] = (),
+    architecture: Architecture | None = None,
+) -> Plan:
     """Say what the file of a map is made of.
 
     Args:
         form: One of FORMATS.
         layout: The map.
         notes: For an ELF core, in this order.
+        architecture: For an ELF core, as the CPUs tell; that of the machine if `None`.
     """
-    if form == "raw":
+    if form in ("raw", "kdump"):
         return Plan(form, layout.regions, (), layout.size)
     if form == "lime":
         return _lime(layout)
-    return _elf(layout, notes)
+    return _elf(layout, notes, architecture or ARCHITECTURES.get(layout.family, Architecture(0)))
 
 
 def joined(layout: PhysicalMap) -> list[tuple[int, int]]:
@@ -118,8 +122,7 @@ def _lime(layout: PhysicalMap) -> Plan:
     return Plan("lime", _in_file(layout, ranges), tuple(heads), at)
 
 
-def _elf(layout: PhysicalMap, notes: Sequence[Note]) -> Plan:
-    architecture = ARCHITECTURES.get(layout.family, Architecture(0))
+def _elf(layout: PhysicalMap, notes: Sequence[Note], architecture: Architecture) -> Plan:
     order = ">" if architecture.big_endian else "<"
     ehdr, phdr = struct.Struct(order + _EHDR), struct.Struct(order + _PHDR)
     content = note_segment(notes, big_endian=architecture.big_endian)
@@ -136,7 +139,8 @@ def _elf(layout: PhysicalMap, notes: Sequence[Note]) -> Plan:
     ranges = []
     for gpa, length in stretches:
         ranges.append(Range(gpa, length, at))
-        table.append(phdr.pack(_PT_LOAD, 0, at, 0, gpa, length, length, 0))
+        # gdb reads by p_vaddr, which QEMU gives the physical address, too.
+        table.append(phdr.pack(_PT_LOAD, 0, at, gpa, gpa, length, length, 0))
         at = _aligned(at + length, _ELF_ALIGNMENT)
     identity = b"\x7fELF" + bytes((2, 2 if architecture.big_endian else 1, 1))
     head = ehdr.pack(

@@ -70,6 +70,9 @@ class PageIndex:
             it counts. Without it the fault is raised.
         most_pages: Pages that are indexed.
 
+    Attributes:
+        source: Number of the input whose pages come next.
+
     Raises:
         LimitError: There are more pages.
 
@@ -111,17 +114,18 @@ class PageIndex:
             [Placement(i, 0, b.used_length, sinks[i], 0) for i, b in enumerate(blocks)],
             on_fault,
         )
+        self.source = 0
         # The window whose bytes are those of an input, and what to add to a position in it.
         self.window: memoryview | None = None
         self.shift = 0
 
-    def add(self, batch: PageBatch, source: int = 0) -> None:
-        """Note the pages of one batch, of the input with this number.
+    def add(self, batch: PageBatch) -> None:
+        """Note the pages of one batch.
 
         Raises:
             IntegrityError: A page does not decode, and there is no `on_fault`.
         """
-        self._stand_in(batch.window, source, batch.window_offset, batch.end)
+        self._stand_in(batch.window, batch.window_offset, batch.end)
         self._image.add(batch)
         self.window = None
 
@@ -144,16 +148,15 @@ class PageIndex:
                 stop = min(length - offset, count * size)
                 sink.write(offset, event.data[begin * size : begin * size + stop])
 
-    def add_packet(self, packet: MultiFDPacket, pages: memoryview, source: int) -> None:
+    def add_packet(self, packet: MultiFDPacket, pages: memoryview) -> None:
         """Note the pages of a packet of multifd.
 
         Args:
             packet: The packet.
             pages: Its pages with data, one behind the other: its payload, or what that unpacks to.
-            source: Number of the input.
         """
         if pages is packet.payload:
-            self._stand_in(pages, source, packet.end - len(pages), packet.end)
+            self._stand_in(pages, packet.end - len(pages), packet.end)
         self._image.add_packet(packet, pages)
         self.window = None
 
@@ -195,9 +198,9 @@ class PageIndex:
         self._fetch(self._places[block][page], pages)
 
     # Say that positions in a window are places in an input, if it can be read there.
-    def _stand_in(self, window: memoryview, source: int, offset: int, end: int) -> None:
-        if self._inputs[source] is not None:
-            self.window, self.shift = window, self._place(source, offset, end)
+    def _stand_in(self, window: memoryview, offset: int, end: int) -> None:
+        if self._inputs[self.source] is not None:
+            self.window, self.shift = window, self._place(self.source, offset, end)
 
     def _place(self, source: int, offset: int, end: int) -> int:
         if end >> _OFFSET_BITS or (source + _FIRST_INPUT) >> (63 - _OFFSET_BITS):

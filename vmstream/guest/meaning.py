@@ -21,7 +21,7 @@ _BINARY, _HOURS_24, _PM = 0x04, 0x02, 0x80
 def meaning(node: Node) -> str | None:
     """Return what a value stands for, if that is known."""
     find = _OF_TYPE.get(node.type) or _OF_NAME.get(node.name)
-    return find(node) if find is not None else None
+    return (find(node) if find is not None else None) or node.said
 
 
 def _timer(node: Node) -> str | None:
@@ -78,5 +78,55 @@ def _rtc(node: Node) -> str | None:
     return f"{100 * century + year:04}-{month:02}-{day:02} {hours:02}:{minute:02}:{second:02}"
 
 
+# Bits of eight words, as numbers of vectors. Intel SDM 3A, section 10.8.4.
+def _vectors(node: Node) -> str | None:
+    words = [c.value for c in node.children]
+    if not node.path.startswith("apic[") or len(words) != 8:
+        return None
+    set_ = [
+        32 * n + bit
+        for n, word in enumerate(words)
+        for bit in range(32)
+        if isinstance(word, int) and word >> bit & 1
+    ]
+    return "vectors " + " ".join(f"{v:#x}" for v in set_) if set_ else "none"
+
+
+# Intel SDM 3A, section 10.5.1: the order is QEMU's (hw/intc/apic_internal.h APIC_LVT_*).
+_LVT = ("timer", "thermal", "perfmon", "LINT0", "LINT1", "error")
+_DELIVERY = ("fixed", "lowest", "SMI", "3", "NMI", "INIT", "6", "ExtINT")
+_MASKED = 1 << 16
+
+
+def _lvt(node: Node) -> str | None:
+    words = [c.value for c in node.children]
+    if not node.path.startswith("apic[") or len(words) != len(_LVT):
+        return None
+    return ", ".join(
+        f"{name} {_DELIVERY[word >> 8 & 7]} {word & 0xFF:#x}{' masked' if word & _MASKED else ''}"
+        for name, word in zip(_LVT, words, strict=True)
+        if isinstance(word, int)
+    )
+
+
+def _apic_base(node: Node) -> str | None:
+    value = node.value
+    if not node.path.startswith("apic[") or not isinstance(value, int):
+        return None
+    words = [f"base {value & ~0xFFF:#x}"]
+    words += [
+        name for bit, name in ((8, "BSP"), (10, "x2APIC"), (11, "enabled")) if value >> bit & 1
+    ]
+    return ", ".join(words)
+
+
 _OF_TYPE: dict[str, Callable[[Node], str | None]] = {"timer": _timer, "pci config": _pci}
-_OF_NAME: dict[str, Callable[[Node], str | None]] = {"runstate": _text, "cmos_data": _rtc}
+_OF_NAME: dict[str, Callable[[Node], str | None]] = {
+    "runstate": _text,
+    "cmos_data": _rtc,
+    "apicbase": _apic_base,
+    "lvt": _lvt,
+    "isr": _vectors,
+    "irr": _vectors,
+    "tmr": _vectors,
+}

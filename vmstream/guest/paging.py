@@ -34,7 +34,7 @@ def translate(read: Read, cpu: CPU, address: int) -> tuple[int, int]:
     """
     if cpu.architecture == "x86":
         return _x86(read, cpu, address)
-    if cpu.architecture == "aarch64":
+    if cpu.architecture == "aarch64" and not cpu.mode.startswith("AArch32"):
         return _aarch64(read, cpu, address)
     raise UnsupportedError(0, f"page tables of {cpu.architecture}", advice="use --phys")
 

@@ -9,6 +9,7 @@ from vmstream.errors import EXIT_FINDINGS, OutputError
 from vmstream.guest.cpus import cpus
 from vmstream.guest.devices import DeviceTree, Node, Section
 from vmstream.guest.meaning import meaning
+from vmstream.guest.schema import MAX_SCHEMA, StaticSchema
 from vmstream.ops.pipeline import Findings, Progress, run
 from vmstream.ops.quick import quick_events
 from vmstream.report import models
@@ -28,6 +29,9 @@ from vmstream.wire.constants import SectionType
 # Fields of text, which `get` prints as such.
 _TEXTS = frozenset({"runstate"})
 
+# White space that may stand ahead of JSON.
+_BLANKS = 64
+
 # Names that a message suggests.
 _SUGGESTED = 5
 
@@ -41,6 +45,7 @@ class Devices:
         text: The vmdescription; `None` if there is none.
         ended: EOF was seen.
         schema: The vmdescription of another stream, for a stream without.
+        static: What -dump-vmstate wrote, in its place.
 
     Memory:
         The bodies, which the decoder bounds.
@@ -52,6 +57,7 @@ class Devices:
         self.text: bytes | None = None
         self.ended = False
         self.schema: bytes | None = None
+        self.static: StaticSchema | None = None
         self._sections: list[Section] = []
         self._start: SectionStart | None = None
         self._body = bytearray()
@@ -91,13 +97,15 @@ class Devices:
         """The devices so far."""
         if self.text is None and self.schema is not None:
             return DeviceTree(self._sections, self.schema, borrowed=True)
-        return DeviceTree(self._sections, self.text)
+        return DeviceTree(self._sections, self.text, static=self.static)
 
     @property
     def described(self) -> str:
-        """Where the names come from: 'stream', 'schema' (inferred) or 'none'."""
+        """Where the names come from: 'stream', 'schema' or 'dump-vmstate' (inferred), or 'none'."""
         if self.text is not None:
             return "stream"
+        if self.static is not None:
+            return "dump-vmstate"
         return "none" if self.schema is None else "schema"
 
     @property
@@ -140,13 +148,16 @@ def read_devices(
 
 
 def with_schema(found: Devices, schema: Source, container: Container | None) -> None:
-    """Let the vmdescription of another stream describe a stream without one.
+    """Let the vmdescription of another stream, or a file of -dump-vmstate, name the state.
 
     Raises:
-        OutputError: The other has none either.
+        OutputError: The other has none either, or is JSON of another kind.
         StreamError: The other is no stream.
     """
     if found.text is not None:
+        return
+    if bytes(schema.window(0, 1)[0][:_BLANKS]).lstrip().startswith(b"{"):
+        _with_static(found, schema)
         return
     other = read_devices(schema, container=container)
     if other.text is None:
@@ -156,6 +167,31 @@ def with_schema(found: Devices, schema: Source, container: Container | None) -> 
     told = f"; none of the same version and size for {', '.join(lost[:_SUGGESTED])}" if lost else ""
     message = f"names are inferred from the vmdescription of {schema.name}{told}"
     found.findings.on(Anomaly(0, 0, "info", "schema", message))
+
+
+def _with_static(found: Devices, schema: Source) -> None:
+    text, at_end = bytearray(), False
+    while not at_end and len(text) <= MAX_SCHEMA:
+        view, begin, at_end = schema.window(len(text), 1)
+        text += view[len(text) - begin :]
+    try:
+        found.static = StaticSchema.load(bytes(text))
+    except ValueError as exc:
+        raise OutputError(f"{schema.name}: no schema: {exc}") from exc
+    tree = found.tree
+    lost = tree.undescribed
+    unsettled = [d.path for d in tree if any(n.type == "ambiguous" for n in d.walk())]
+    parts = [f"names are inferred from {schema.name}, which -dump-vmstate wrote"]
+    if found.static.machine not in (None, found.machine):
+        parts.append(f"it is of machine type {found.static.machine}")
+    if not found.static.counted:
+        parts.append("it does not state the lengths of arrays, as that of QEMU 8.1 and later does")
+    for what, paths in (("not settled", unsettled), ("no names", lost)):
+        if paths:
+            more = ", ..." if len(paths) > _SUGGESTED else ""
+            shown = ", ".join(paths[:_SUGGESTED])
+            parts.append(f"{what} in {len(paths)} of {len(tree)} devices: {shown}{more}")
+    found.findings.on(Anomaly(0, 0, "info", "schema", "; ".join(parts)))
 
 
 def find(found: Devices, pattern: str, name: str) -> list[Node]:
@@ -279,6 +315,8 @@ def cpus_report(source: Source, found: Devices) -> models.CPUsReport:
         why = "no cpu section is known"
         if found.text is None:
             why = "the stream has no vmdescription; --schema takes that of another one"
+            if found.static is not None:
+                why += ", not what -dump-vmstate writes, which has no registers"
         raise OutputError(f"{source.name}: no CPU to show: {why}")
     return models.CPUsReport(
         models.CPUS_SCHEMA, source.name, found.machine, listed, found.findings.report()

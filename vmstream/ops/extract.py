@@ -3,13 +3,20 @@
 from __future__ import annotations
 
 import contextlib
+import secrets
+import tempfile
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
 
 from vmstream.container.layers import Container
 from vmstream.errors import (
     EXIT_FINDINGS,
+    AddressError,
     FormatError,
     IntegrityError,
     LimitError,
@@ -18,44 +25,46 @@ from vmstream.errors import (
     TruncatedError,
     UnsupportedError,
 )
+from vmstream.guest.devices import DeviceTree
 from vmstream.guest.imagefile import Plan, plan
+from vmstream.guest.kdump import kdump_plan
 from vmstream.guest.memory import Placement, RAMImage
-from vmstream.guest.multifd import PayloadReader
-from vmstream.guest.notes import Note, cpu_notes
+from vmstream.guest.notes import Architecture, Note, architecture, cpu_notes
 from vmstream.guest.physical import (
     Evidence,
     PhysicalMap,
     concatenated,
-    left_out,
+    extended,
     physical_map,
     ram_blocks,
 )
+from vmstream.guest.plugged import left_out
 from vmstream.guest.rom import with_rom
+from vmstream.guest.srat import MOST_TABLES, TABLES
 from vmstream.guest.userlayout import Entry, parse_layout, user_map
+from vmstream.guest.vmcoreinfo import Found, find, utsname
 from vmstream.ops.channels import Channels
 from vmstream.ops.devices import Devices
+from vmstream.ops.encode import STANDARD_OUTPUT, compression_of, encode
 from vmstream.ops.inspect import Summary, block_report, layer_reports
+from vmstream.ops.pages import PageFold, check_complete, check_pages, shared_memory
 from vmstream.ops.pipeline import Consumer, Progress, run
 from vmstream.ops.quick import quick_events
 from vmstream.report import models
 from vmstream.report.jsonout import dumps
 from vmstream.stream.decoder import Decoder
 from vmstream.stream.events import (
-    ChannelEvent,
-    Command,
     Event,
-    MappedPages,
-    MultiFDPacket,
-    PageBatch,
     Payload,
     RAMBlock,
     RAMBlockList,
     SectionStart,
     VMDescription,
-    fault,
 )
+from vmstream.transport.compress import SUFFIXES
 from vmstream.transport.sink import (
     OutputFile,
+    StandardOutput,
     check_free,
     check_parent,
     output_directory,
@@ -64,11 +73,24 @@ from vmstream.transport.sink import (
 )
 from vmstream.transport.source import DigestSource, Source, read_small, whole_digest
 from vmstream.version import __version__
-from vmstream.wire.constants import CAP_IGNORE_SHARED, DEFAULT_PAGE_SIZE, MigCmd
+from vmstream.wire.constants import CAP_IGNORE_SHARED, DEFAULT_PAGE_SIZE
 from vmstream.wire.vmsd import top_fields
 
 _RTC = b"mc146818rtc"
 _CMOS_SIZE = 128
+_WITH_NOTES = ("elf", "kdump")
+
+# Host bridges of PCs; their state starts with a version of 4 bytes, then PCI configuration. QEMU
+# v7.2.0 hw/pci/pci.c vmstate_pci_device.
+_NORTHBRIDGES = (b"/I440FX", b"/mch")
+_CONFIGURATION = slice(4, 260)
+
+# The state of a virtio-mem device; from 8.1 on what counts comes in the second, ahead of RAM.
+_VIRTIO_MEM = (b"virtio-mem", b"virtio-mem-device-early")
+
+# Bytes that are kept of a section, and of all: the bitmap of 8 TiB in blocks of 2 MiB.
+_MOST_BODY = 1 << 19
+_MOST_BODIES = 16 << 20
 
 # A layout file of as many entries as are taken is a tenth of this.
 _MOST_LAYOUT = 8 << 20
@@ -79,7 +101,7 @@ class ExtractOptions:
     """What to write.
 
     Attributes:
-        output: File for the image, or for the one block.
+        output: File for the image, or for the one block; `STANDARD_OUTPUT`.
         block: Name of the one block to write.
         all_blocks: Directory for every block.
         below_4g: Size of RAM below 4 GiB, bytes, if the user states it.
@@ -90,9 +112,12 @@ class ExtractOptions:
         arguments: The command line, for the manifest.
         shared_blocks: Names of blocks whose memory is in a file (x-ignore-shared), and the files.
         max_ram: RAM in bytes that a block list may state; MAX_RAM if `None`.
-        format: Of the guest-physical image: 'raw', 'lime' or 'elf'.
+        format: Of the guest-physical image: 'raw', 'lime', 'elf' or 'kdump'.
         layout: File with the guest-physical map, if the user states it.
         rom: ROM and flash are in the guest-physical image, too.
+        compress: One of COMPRESSIONS; by the suffix of `output` if `None`.
+        spool: Directory for what goes to standard output, until it is whole; that of the system
+            for temporary files if `None`.
     """
 
     output: Path | None = None
@@ -109,6 +134,8 @@ class ExtractOptions:
     format: str = "raw"
     layout: Path | None = None
     rom: bool = False
+    compress: str | None = None
+    spool: Path | None = None
 
 
 class MapEvidence:
@@ -118,17 +145,24 @@ class MapEvidence:
         self.blocks: tuple[RAMBlock, ...] = ()
         self.machine: bytes | None = None
         self.idstrs: set[bytes] = set()
-        self._rtc: int | None = None
-        self._body = b""
+        self._bodies: dict[bytes, bytearray] = {}
+        self._kept = 0
+        self._body: bytearray | None = None
+        self._section = 0
         self._cmos_offset = 0
 
     def on(self, event: Event) -> None:
         """Take one event."""
         if isinstance(event, SectionStart):
             self.idstrs.add(event.idstr)
-            self._rtc = event.section_id if event.idstr == _RTC else None
-        elif isinstance(event, Payload) and self._rtc == event.section_id:
-            self._body = bytes(event.data[:4096])
+            self._body, self._section = None, event.section_id
+            if event.idstr.endswith((_RTC, *_NORTHBRIDGES, *_VIRTIO_MEM)):
+                self._body = self._bodies.setdefault(event.idstr, bytearray())
+        elif isinstance(event, Payload) and self._body is not None:
+            if self._section == event.section_id:
+                room = min(_MOST_BODY - len(self._body), _MOST_BODIES - self._kept)
+                self._body += event.data[: max(0, room)]
+                self._kept += min(len(event.data), max(0, room))
         elif isinstance(event, RAMBlockList):
             self.blocks = event.blocks
         elif isinstance(event, VMDescription) and event.layout is not None:
@@ -140,18 +174,90 @@ class MapEvidence:
                         if name == "cmos_data":
                             self._cmos_offset = offset
 
-    def evidence(self, machine: bytes | None) -> Evidence:
-        """Put it together."""
-        cmos = self._body[self._cmos_offset : self._cmos_offset + _CMOS_SIZE]
+    def evidence(self, machine: bytes | None, tables: bytes | None = None) -> Evidence:
+        """Put it together.
+
+        Args:
+            machine: Machine type, `None` if the stream does not say.
+            tables: Content of the block of ACPI tables, if it is known.
+        """
+        cmos = bytes(self._bodies.get(_RTC, b"")[self._cmos_offset :][:_CMOS_SIZE])
+        virtio_mem: dict[bytes, bytes] = {}
+        bridge = None
+        for idstr, body in self._bodies.items():
+            path, _, name = idstr.rpartition(b"/")
+            if name in _VIRTIO_MEM:
+                # Of two the one ahead of RAM comes first.
+                virtio_mem.setdefault(path, bytes(body))
+            elif idstr != _RTC:
+                bridge = bytes(body[_CONFIGURATION])
         return Evidence(
             machine,
             self.blocks,
             cmos if len(cmos) == _CMOS_SIZE else None,
             frozenset(self.idstrs),
+            tables,
+            virtio_mem,
+            bridge,
         )
 
 
-class _Writer:
+class _Tables:
+    """A sink of pages for a block that is small: it is kept in memory."""
+
+    def __init__(self, length: int) -> None:
+        self.content = bytearray(length)
+
+    def write(self, offset: int, data: memoryview | bytes) -> None:
+        self.content[offset : offset + len(data)] = data
+
+    def write_pages(
+        self,
+        window: memoryview,
+        positions: NDArray[np.int64],
+        offsets: NDArray[np.int64],
+        size: int,
+        stride: int,
+    ) -> None:
+        for at, offset in zip(positions.tolist(), offsets.tolist(), strict=True):
+            self.write(offset, window[at : at + size])
+
+    def zero(self, offset: int, length: int) -> None:
+        self.write(offset, bytes(length))
+
+    def read_pages(self, offsets: NDArray[np.int64], pages: NDArray[np.uint8]) -> None:
+        for page, offset in zip(pages, offsets.tolist(), strict=True):
+            page[:] = np.frombuffer(self.content, np.uint8, len(page), offset)
+
+
+def tables_block(blocks: tuple[RAMBlock, ...]) -> int | None:
+    """Index of the block of ACPI tables, `None` if there is none of a plausible size."""
+    for i, block in enumerate(blocks):
+        if block.idstr == TABLES and block.used_length <= MOST_TABLES:
+            return i
+    return None
+
+
+@dataclass(frozen=True, slots=True)
+class _Written:
+    """A region of the guest, in the file that it was written to."""
+
+    gpa: int
+    length: int
+    file: OutputFile
+    offset: int
+
+    def read_into(self, at: int, buffer: memoryview) -> None:
+        self.file.read_into(self.offset + at, buffer)
+
+    def has_data(self, at: int, length: int) -> bool:
+        return self.file.has_data(self.offset + at, length)
+
+    def address(self, at: int) -> int:
+        return self.gpa + at
+
+
+class _Writer(PageFold[RAMImage]):
     """Fold: opens the outputs at the first page, and writes."""
 
     def __init__(
@@ -163,60 +269,39 @@ class _Writer:
         source: Source,
         channels: Channels | None,
         stated: tuple[Entry, ...] | None,
+        compression: str | None,
     ) -> None:
+        super().__init__(summary, channels, partial=options.partial)
         self._options = options
+        self._compression = compression
         self.stated = stated
         self._page_size = DEFAULT_PAGE_SIZE
-        self._channels = channels
-        self._readers: dict[int, PayloadReader] = {}
         self._source = source
         self._stack = stack
-        self._summary = summary
         self._peeked = peeked
-        self._image: RAMImage | None = None
         self.files: dict[int | None, OutputFile] = {}
         self.map: PhysicalMap | None = None
         self.plan: Plan | None = None
+        self._tables: _Tables | None = None
+        self.vmcoreinfo: Found | None = None
+        self.notes: list[Note] = []
+        self.utsname = b""
 
     def on(self, event: Event) -> None:
-        if isinstance(event, ChannelEvent):
-            if isinstance(event.event, MultiFDPacket):
-                self._packet(event.channel, event.event)
-                return
-            event = event.event
-        if isinstance(event, PageBatch):
-            image = self._image or self.open(event.blocks, event.page_size)
-            image.add(event)
-        elif isinstance(event, MappedPages):
-            image = self._image or self.open(self._summary.blocks, event.page_size)
-            image.add_mapped(event)
-        elif isinstance(event, RAMBlockList):
+        if isinstance(event, RAMBlockList):
             self._check(event.blocks)
-        elif isinstance(event, Command) and event.cmd == MigCmd.POSTCOPY_RAM_DISCARD:
-            self._discard(event)
-
-    def _packet(self, channel: int, packet: MultiFDPacket) -> None:
-        reader = self._readers.setdefault(channel, PayloadReader())
-        try:
-            pages = reader.pages(packet)
-        except IntegrityError as error:
-            if self._channels is not None:
-                self._channels.named(channel, error)
-            if not self._options.partial:
-                raise error from None
-            self._page_fault(error)
-            packet, pages = replace(packet, normal=packet.normal[:0]), memoryview(b"")
-        image = self._image or self.open(self._summary.blocks, packet.page_size)
-        image.add_packet(packet, pages)
+        else:
+            super().on(event)
 
     # What can be refused before anything is read.
     def _check(self, blocks: tuple[RAMBlock, ...]) -> None:
         if self._options.block is not None:
             find_block(blocks, self._options.block)
 
-    def open(self, blocks: tuple[RAMBlock, ...], page_size: int) -> RAMImage:
+    def open(self, page_size: int) -> RAMImage:
         """Open the outputs."""
         options, output = self._options, self._options.output or Path()
+        blocks = self._summary.blocks
         placements: list[Placement] = []
         self._page_size = page_size
         if options.all_blocks is not None:
@@ -224,7 +309,8 @@ class _Writer:
             check_free(options.all_blocks / "manifest.json", force=options.force)
             if options.manifest is not None:
                 _check_apart(options.all_blocks / "manifest.json", options.manifest)
-            names = safe_names((b.idstr for b in blocks), ".raw")
+            suffix = ".raw" + SUFFIXES.get(self._compression or "", "")
+            names = safe_names((b.idstr for b in blocks), suffix)
             for i, name in enumerate(names):
                 out = self._file(i, options.all_blocks / name, blocks[i].used_length)
                 placements.append(Placement(i, 0, blocks[i].used_length, out, 0))
@@ -239,10 +325,15 @@ class _Writer:
             placements.extend(
                 Placement(r.block, r.block_offset, r.length, out, r.gpa) for r in self.plan.regions
             )
+            at = tables_block(blocks)
+            if at is not None and self.stated is None:
+                # Up to the end of the last page, which need not be a whole one.
+                length = -(-blocks[at].used_length // page_size) * page_size
+                self._tables = _Tables(length)
+                placements.append(Placement(at, 0, length, self._tables, 0))
         self._take_shared(blocks, placements)
         on_fault = self._page_fault if options.partial else None
-        self._image = RAMImage(blocks, page_size, placements, on_fault)
-        return self._image
+        return RAMImage(blocks, page_size, placements, on_fault)
 
     # Memory that the stream leaves to a file. Pages that are in the stream come over it.
     def _take_shared(self, blocks: tuple[RAMBlock, ...], placements: list[Placement]) -> None:
@@ -260,6 +351,9 @@ class _Writer:
     def _file(self, key: int | None, path: Path, size: int) -> OutputFile:
         if self._options.manifest is not None:
             _check_apart(path, self._options.manifest)
+        if path == STANDARD_OUTPUT:
+            directory = self._options.spool or Path(tempfile.gettempdir())
+            path = directory / f"vmstream-{secrets.token_hex(8)}"
         check_free(path, force=self._options.force, keep=self._source.identity)
         out = self._stack.enter_context(OutputFile(path, force=self._options.force))
         out.resize(size)
@@ -275,36 +369,21 @@ class _Writer:
             return self._map(Evidence(machine, blocks))
         if self._peeked is not None:
             with contextlib.suppress(OutputError):
-                return self._map(self._peeked)
+                return extended(self._map(self._peeked), blocks, ram_blocks(blocks))
+        wanted = [*range(len(blocks))]
+        if not self._options.rom:
+            wanted = ram_blocks(blocks, pluggable=True)
         try:
-            return self._map(Evidence(machine, blocks))
+            return extended(self._map(Evidence(machine, blocks)), blocks, wanted)
         except OutputError:
-            rom = self._options.rom
-            return concatenated(blocks, [*range(len(blocks))] if rom else ram_blocks(blocks))
+            return concatenated(blocks, wanted)
 
     def _map(self, evidence: Evidence) -> PhysicalMap:
         if self.stated is None:
             found = physical_map(evidence, self._options.below_4g)
-            return with_rom(found, evidence.blocks) if self._options.rom else found
+            rom, bridge = self._options.rom, evidence.northbridge
+            return with_rom(found, evidence.blocks, bridge) if rom else found
         return user_map(self.stated, str(self._options.layout), evidence, self._page_size)
-
-    def _discard(self, event: Command) -> None:
-        ranges = self._summary.discarded(event)
-        if ranges is None:
-            error = IntegrityError(
-                event.offset,
-                "pages are withdrawn that there are not",
-                context="POSTCOPY_RAM_DISCARD",
-            )
-            if not self._options.partial:
-                raise error
-            self._page_fault(error)
-        if self._image is not None:
-            for block, start, length in ranges or ():
-                self._image.discard(block, start, length)
-
-    def _page_fault(self, error: IntegrityError) -> None:
-        self._summary.findings.on(fault(error))
 
     def drop_unsent(self) -> None:
         """Leave out, of all blocks, those that the stream has no page of."""
@@ -316,18 +395,43 @@ class _Writer:
                 if i in self.files and covered.pages_missing == covered.pages:
                     self.files.pop(i).abort()
 
-    def settle(self, evidence: Evidence, notes: Sequence[Note]) -> None:
-        """Bring the image into the layout that the whole stream tells; an ELF core gets notes."""
+    def settle(self, evidence: Evidence, tree: DeviceTree) -> None:
+        """Bring the image into the layout that the whole stream tells; find what notes have."""
         if self.plan is None:
             return
-        final, out = self._map(evidence), self.files[None]
+        if self._tables is not None:
+            evidence = replace(evidence, tables=bytes(self._tables.content))
+        final, cpus = self._map(evidence), architecture(tree)
         final = replace(final, doubts=final.doubts + tuple(self._left_out(evidence, final)))
-        made = plan(self._options.format, final, notes)
-        if (made.regions, made.size) != (self.plan.regions, self.plan.size):
-            out.rearrange(moves(self.plan, made), made.size)
+        made = self._lay_out(self.plan, final, (), cpus)
+        if self._options.format in _WITH_NOTES:
+            # By addresses, which are known now.
+            written = [
+                _Written(r.gpa, r.length, self.files[None], placed.gpa)
+                for r, placed in zip(final.regions, made.regions, strict=True)
+            ]
+            read = partial(_read, written)
+            self.vmcoreinfo = find(tree, read, written)
+            self.notes = cpu_notes(tree)
+            if self.vmcoreinfo.best is not None:
+                self.notes.append(self.vmcoreinfo.best.note)
+                self.utsname = utsname(self.vmcoreinfo.best, read)
+            made = self._lay_out(made, final, self.notes, cpus)
         for offset, head in made.heads:
-            out.write(offset, head)
+            self.files[None].write(offset, head)
         self.map, self.plan = final, made
+
+    def _lay_out(
+        self,
+        old: Plan,
+        final: PhysicalMap,
+        notes: Sequence[Note],
+        cpus: Architecture | None,
+    ) -> Plan:
+        made = plan(self._options.format, final, notes, cpus)
+        if (made.regions, made.size) != (old.regions, old.size):
+            _rearrange(self.files[None], old, made)
+        return made
 
     # Blocks of virtio-mem devices that hold memory: their names are paths, as those of devices'
     # own memory are. QEMU v10.1.0 hw/virtio/virtio-mem.c virtio_mem_device_realize().
@@ -339,6 +443,26 @@ class _Writer:
             path, slash, _ = covered.block.idstr.rpartition(b"/")
             if slash and path + b"/virtio-mem" in evidence.idstrs and covered.sent.count():
                 yield left_out(covered.block)
+
+
+# Often there is but something to cut off at the end.
+def _rearrange(out: OutputFile, old: Plan, new: Plan) -> None:
+    needed = list(moves(old, new))
+    length = sum(r.length for r in new.regions)
+    inside = sum(max(0, min(r.gpa + r.length, new.size) - r.gpa) for r in old.regions)
+    if inside == length and all(begin == to for begin, to, _ in needed):
+        out.resize(new.size)
+    else:
+        out.rearrange(needed, new.size)
+
+
+def _read(written: Sequence[_Written], gpa: int, length: int) -> bytes:
+    for part in written:
+        if part.gpa <= gpa and gpa + length <= part.gpa + part.length:
+            buffer = bytearray(length)
+            part.read_into(gpa - part.gpa, memoryview(buffer))
+            return bytes(buffer)
+    raise AddressError(gpa, f"no RAM at address {gpa:#x}")
 
 
 def moves(old: PhysicalMap | Plan, new: PhysicalMap | Plan) -> Iterator[tuple[int, int, int]]:
@@ -396,8 +520,11 @@ def extract(
         OutputError: An output's name is taken, or the stream does not tell the layout.
         OSError: With the path.
     """
+    to_pipe = options.output == STANDARD_OUTPUT
+    compression = compression_of(options.format, options.output, options.compress)
+    standard = StandardOutput(digest=options.manifest is not None) if to_pipe else None
     for path in (options.output, options.manifest):
-        if path is not None:
+        if path is not None and path != STANDARD_OUTPUT:
             check_free(path, force=options.force, keep=source.identity)
             if options.all_blocks is None or path.parent.resolve() != options.all_blocks.resolve():
                 check_parent(path)
@@ -419,10 +546,10 @@ def extract(
         if digest is not None:
             # Whoever closes the inner source does not wait for the thread.
             stack.callback(digest.finish)
-        writer = _Writer(options, stack, summary, peeked, source, channels, stated)
+        writer = _Writer(options, stack, summary, peeked, source, channels, stated, compression)
         try:
             consumers: list[Consumer] = [summary, evidence, writer]
-            if options.format == "elf":
+            if options.format in _WITH_NOTES:
                 consumers.append(devices)
             run(source, decoder, consumers, progress, container, channels)
         except (TruncatedError, FormatError, IntegrityError) as error:
@@ -437,20 +564,51 @@ def extract(
         if not writer.files:
             if not summary.blocks:
                 raise IntegrityError(summary.end, "the stream has no RAM")
-            writer.open(summary.blocks, decoder.page_size or DEFAULT_PAGE_SIZE)
+            writer.open(decoder.page_size or DEFAULT_PAGE_SIZE)
         writer.drop_unsent()
         machine = summary.configuration.name if summary.configuration else None
-        writer.settle(evidence.evidence(machine), cpu_notes(devices.tree))
-        outputs = [
-            models.OutputReport(
-                str(out.path),
-                summary.blocks[i].used_length if i is not None else _size(writer),
-                None if i is None else models.readable(summary.blocks[i].idstr),
-                out.sha256() if options.manifest is not None else None,
-                "raw" if writer.plan is None else writer.plan.format,
+        writer.settle(evidence.evidence(machine), devices.tree)
+        kdump = None
+        if options.format == "kdump" and writer.map is not None:
+            kdump = kdump_plan(
+                writer.map,
+                writer.notes,
+                architecture(devices.tree),
+                page_size=decoder.page_size or DEFAULT_PAGE_SIZE,
+                cpus=max(1, len([*devices.tree.find("cpu_common[*]")])),
+                compression=compression,
+                complete=summary.complete,
+                utsname=writer.utsname,
             )
-            for i, out in writer.files.items()
-        ]
+        outputs = []
+        for i, image in list(writer.files.items()):
+            block = None if i is None else summary.blocks[i]
+            made = models.OutputReport(
+                "-" if to_pipe else str(image.path),
+                image.size,
+                None if block is None else models.readable(block.idstr),
+                image.sha256() if options.manifest is not None else None,
+                options.format if block is None else "raw",
+            )
+            if standard is not None or compression is not None or kdump is not None:
+                target = standard or stack.enter_context(
+                    OutputFile(image.path, force=options.force)
+                )
+                encode(image, target, compression, kdump, progress)
+                image.abort()
+                made = replace(
+                    made,
+                    size=target.size,
+                    sha256=target.sha256() if options.manifest is not None else None,
+                    compression=compression,
+                    content_size=made.size,
+                    content_sha256=made.sha256,
+                )
+                if isinstance(target, OutputFile):
+                    writer.files[i] = target
+                else:
+                    del writer.files[i]
+            outputs.append(made)
         hashed = digest.hexdigest() if digest is not None else None
         if options.manifest is not None and hashed is None:
             hashed = whole_digest(outermost)
@@ -491,9 +649,7 @@ def _peek(source: Source, options: ExtractOptions) -> Evidence | None:
 def _check_whole(
     summary: Summary, options: ExtractOptions, stated: tuple[Entry, ...] | None
 ) -> None:
-    elsewhere = summary.pages_elsewhere() or (not options.partial and summary.pages_withdrawn())
-    if elsewhere:
-        raise UnsupportedError(0, elsewhere)
+    check_pages(summary, partial=options.partial)
     if CAP_IGNORE_SHARED in summary.capabilities and options.all_blocks is None:
         wanted = [options.block] if options.block else None
         if stated is not None:
@@ -504,18 +660,8 @@ def _check_whole(
             empty = empty and name not in dict(options.shared_blocks)
             main = wanted is None and _is_ram(summary, covered.block)
             if empty and (main or (wanted is not None and name in wanted)):
-                raise UnsupportedError(
-                    0,
-                    f"block {name!r} is shared memory (x-ignore-shared): "
-                    "its pages are not in the stream",
-                    advice=f"give the file behind it: --shared-block {name}=FILE",
-                )
-    if not summary.complete and not options.partial:
-        raise summary.findings.error or IntegrityError(
-            summary.end,
-            "the stream is not complete: no END of an iterable section",
-            advice="--partial writes what is there",
-        )
+                raise shared_memory(name)
+    check_complete(summary, "writes", partial=options.partial)
 
 
 def _channel_inputs(
@@ -533,10 +679,6 @@ def _channel_inputs(
 
 def _is_ram(summary: Summary, block: RAMBlock) -> bool:
     return any(summary.blocks[i] == block for i in ram_blocks(summary.blocks))
-
-
-def _size(writer: _Writer) -> int:
-    return writer.plan.size if writer.plan else 0
 
 
 def _blocks_manifest(
@@ -576,7 +718,7 @@ def _layout_report(summary: Summary, writer: _Writer) -> models.LayoutReport | N
                 models.readable(summary.blocks[r.block].idstr),
                 r.block_offset,
                 r.source,
-                placed.gpa,
+                None if made.format == "kdump" else placed.gpa,
             )
             for r, placed in zip(layout.regions, made.regions, strict=True)
         ],

@@ -5,8 +5,8 @@ from __future__ import annotations
 import io
 import os
 from collections.abc import Iterable, Iterator
-from contextlib import ExitStack
-from dataclasses import dataclass, replace
+from contextlib import ExitStack, suppress
+from dataclasses import dataclass
 from itertools import pairwise
 from typing import TYPE_CHECKING, Self
 
@@ -17,32 +17,23 @@ from vmstream.errors import (
     IntegrityError,
     LimitError,
     OutputError,
+    StreamError,
     TruncatedError,
     UnsupportedError,
 )
 from vmstream.guest.index import MAX_INDEXED, Input, PageIndex
-from vmstream.guest.multifd import PayloadReader
 from vmstream.guest.physical import PhysicalMap, Region, physical_map
 from vmstream.ops.channels import Channels
-from vmstream.ops.extract import MapEvidence, find_block
+from vmstream.ops.extract import MapEvidence, find_block, tables_block
 from vmstream.ops.inspect import Summary
+from vmstream.ops.pages import PageFold, check_complete, check_pages, shared_memory
 from vmstream.ops.pipeline import Progress, events
 from vmstream.report.models import readable
 from vmstream.stream.decoder import Decoder
-from vmstream.stream.events import (
-    Anomaly,
-    ChannelEvent,
-    Command,
-    Event,
-    MappedPages,
-    MultiFDPacket,
-    PageBatch,
-    RAMBlock,
-    fault,
-)
+from vmstream.stream.events import Anomaly, Event, RAMBlock
 from vmstream.transport.source import RandomAccess, Source
 from vmstream.transport.spool import Spool
-from vmstream.wire.constants import CAP_IGNORE_SHARED, DEFAULT_PAGE_SIZE, MigCmd
+from vmstream.wire.constants import CAP_IGNORE_SHARED, DEFAULT_PAGE_SIZE
 
 if TYPE_CHECKING:
     from _typeshed import WriteableBuffer
@@ -107,9 +98,17 @@ class GuestMemory:
         self._map: PhysicalMap | OutputError
         machine = summary.configuration.name if summary.configuration else None
         try:
-            self._map = physical_map(evidence.evidence(machine), below_4g)
+            self._map = physical_map(evidence.evidence(machine, self._tables()), below_4g)
         except OutputError as error:
             self._map = error
+
+    # Read at once: what the input does not give is no reason to have no memory.
+    def _tables(self) -> bytes | None:
+        at = tables_block(self.blocks)
+        if at is not None and at not in self._elsewhere:
+            with suppress(StreamError, OSError):
+                return self.read_block(self.blocks[at].idstr, 0, self.blocks[at].used_length)
+        return None
 
     def __enter__(self) -> Self:
         return self
@@ -261,11 +260,7 @@ class GuestMemory:
             raise ValueError("the memory was closed")
         if block in self._elsewhere:
             name = readable(self.blocks[block].idstr)
-            raise UnsupportedError(
-                0,
-                f"block {name!r} is shared memory (x-ignore-shared): "
-                "its pages are not in the stream",
-            )
+            raise shared_memory(name)
         self._index.read_into(block, offset, buffer)
 
 
@@ -300,6 +295,10 @@ class Stretch:
         """Return (block, offset in it) of a place in the stretch."""
         region, offset, _ = next(self._parts(at, 1))
         return region.block, region.block_offset + offset
+
+    def address(self, at: int) -> int | None:
+        """Return the guest-physical address of a place; `None` if it is not known."""
+        return self._memory.address_of(*self.place(at))
 
     def _parts(self, at: int, length: int) -> Iterator[tuple[Region, int, int]]:
         begin = 0
@@ -346,7 +345,7 @@ class MemoryFile(io.RawIOBase):
         return len(view)
 
 
-class _Indexer:
+class _Indexer(PageFold[PageIndex]):
     """Fold: makes the index at the first page, and fills it."""
 
     def __init__(
@@ -357,11 +356,9 @@ class _Indexer:
         summary: Summary,
         spool: Spool,
     ) -> None:
-        self._channels = channels
+        super().__init__(summary, channels, partial=options.partial)
         self._options = options
-        self._summary = summary
         self._spool = spool
-        self._readers: dict[int, PayloadReader] = {}
         others = channels.list if channels is not None else []
         self._inputs = [_in_place(s) for s in (source, *(c.opened.source for c in others))]
         if None in self._inputs and options.spool is None:
@@ -370,65 +367,24 @@ class _Indexer:
                 "memory is read where it stands in the input, which is a pipe or compressed",
                 advice="save it to a file, unpacked, or give --spool DIR to keep pages in",
             )
-        self.index: PageIndex | None = None
-
-    def on(self, event: Event) -> None:
-        source = 0
-        if isinstance(event, ChannelEvent):
-            source, event = event.channel + 1, event.event
-        if isinstance(event, PageBatch):
-            self.open(event.page_size).add(event, source)
-        elif isinstance(event, MappedPages):
-            self.open(event.page_size).add_mapped(event)
-        elif isinstance(event, MultiFDPacket):
-            self._packet(source, event)
-        elif isinstance(event, Command) and event.cmd == MigCmd.POSTCOPY_RAM_DISCARD:
-            self._discard(event)
 
     def open(self, page_size: int) -> PageIndex:
-        """Return the index."""
-        if self.index is None:
-            max_ram = self._options.max_ram
-            self.index = PageIndex(
-                self._summary.blocks,
-                page_size,
-                self._inputs,
-                self._spool,
-                self._fault if self._options.partial else None,
-                most_pages=MAX_INDEXED if max_ram is None else max_ram // _PAGE_OF_LIMIT,
-            )
-        return self.index
+        """Make the index."""
+        max_ram = self._options.max_ram
+        return PageIndex(
+            self._summary.blocks,
+            page_size,
+            self._inputs,
+            self._spool,
+            self._page_fault if self._partial else None,
+            most_pages=MAX_INDEXED if max_ram is None else max_ram // _PAGE_OF_LIMIT,
+        )
 
-    def _packet(self, source: int, packet: MultiFDPacket) -> None:
-        reader = self._readers.setdefault(source, PayloadReader())
-        try:
-            pages = reader.pages(packet)
-        except IntegrityError as error:
-            if self._channels is not None:
-                self._channels.named(source - 1, error)
-            if not self._options.partial:
-                raise
-            self._fault(error)
-            packet, pages = replace(packet, normal=packet.normal[:0]), memoryview(b"")
-        self.open(packet.page_size).add_packet(packet, pages, source)
-
-    def _discard(self, event: Command) -> None:
-        ranges = self._summary.discarded(event)
-        if ranges is None:
-            error = IntegrityError(
-                event.offset,
-                "pages are withdrawn that there are not",
-                context="POSTCOPY_RAM_DISCARD",
-            )
-            if not self._options.partial:
-                raise error
-            self._fault(error)
-        if self.index is not None:
-            for block, start, length in ranges or ():
-                self.index.discard(block, start, length)
-
-    def _fault(self, error: IntegrityError) -> None:
-        self._summary.findings.on(fault(error))
+    def opened(self, page_size: int) -> PageIndex:
+        """Return the index, which is to note that pages are in the input of this event."""
+        index = super().opened(page_size)
+        index.source = self.source
+        return index
 
 
 # What can be read here and there, beside the windows that are being decoded.
@@ -473,18 +429,10 @@ def index_memory(
         summary.finish()
         if not summary.blocks:
             raise summary.findings.error or IntegrityError(summary.end, "the stream has no RAM")
-        elsewhere = summary.pages_elsewhere()
-        elsewhere = elsewhere or ("" if options.partial else summary.pages_withdrawn())
-        if elsewhere:
-            raise UnsupportedError(0, elsewhere)
-        if not summary.complete and not options.partial:
-            raise IntegrityError(
-                summary.end,
-                "the stream is not complete: no END of an iterable section",
-                advice="--partial reads what is there",
-            )
+        check_pages(summary, partial=options.partial)
+        check_complete(summary, "reads", partial=options.partial)
         coverage = summary.coverage
-        index = indexer.open(coverage.page_size if coverage else DEFAULT_PAGE_SIZE)
+        index = indexer.opened(coverage.page_size if coverage else DEFAULT_PAGE_SIZE)
         memory = GuestMemory(index, spool, summary, evidence, options.below_4g)
         stack.pop_all()
     return memory

@@ -84,9 +84,12 @@ def _cpu(out: Console, cpu: CPUReport) -> None:
             _segments(out, registers)
             continue
         wide = max(8, *(len(n) for n in registers), 0)
-        words = [f"{n:>{wide}} {v:016x}" for n, v in registers.items()]
-        for at in range(0, len(words), _COLUMNS):
-            out.print(Text("  ".join(words[at : at + _COLUMNS])))
+        # Those of a vector are as wide as the widest of them; fewer fit in a line.
+        digits = max((v.bit_length() + 63) // 64 * 16 for v in (*registers.values(), 1))
+        columns = max(1, _COLUMNS * 16 // digits)
+        words = [f"{n:>{wide}} {v:0{digits}x}" for n, v in registers.items()]
+        for at in range(0, len(words), columns):
+            out.print(Text("  ".join(words[at : at + columns])))
 
 
 # A line each: selector, base, limit and flags.

@@ -18,8 +18,11 @@ EXTRACT_BLOCK_SCHEMA = "vmstream.extract-block/1"
 LAYOUT_SCHEMA = "vmstream.layout/1"
 SNAPSHOTS_SCHEMA = "vmstream.snapshots/1"
 DEVICES_SCHEMA = "vmstream.devices/1"
+CMDLINE_SCHEMA = "vmstream.cmdline/1"
 CPUS_SCHEMA = "vmstream.cpus/1"
 SEARCH_SCHEMA = "vmstream.search/1"
+VMCOREINFO_SCHEMA = "vmstream.vmcoreinfo/1"
+BANNER_SCHEMA = "vmstream.banner/1"
 
 
 def readable(name: bytes) -> str:
@@ -563,8 +566,8 @@ class RegionReport:
     Attributes:
         source: Where the address comes from: 'user' (--layout, --below-4g), 'cmos' (device state
             of the RTC) or 'machine rule'.
-        file_offset: Where its bytes stand in the file that was written; in a raw image the
-            address.
+        file_offset: Where its bytes stand in the file that was written, before it is compressed;
+            in a raw image the address. `None` in a kdump file.
     """
 
     gpa: int
@@ -620,8 +623,13 @@ class OutputReport:
     """A file that was written; `sha256` with --manifest.
 
     Attributes:
+        path: File, or '-' for standard output.
         size: Of the file, bytes.
-        format: 'raw', 'lime' or 'elf'.
+        format: 'raw', 'lime', 'elf' or 'kdump'.
+        compression: 'gzip' or 'zstd' of the whole file, 'zlib' or 'zstd' of the pages of a kdump
+            file; `None` without.
+        content_size: Of what was compressed, bytes; of a kdump file, the guest-physical image.
+        content_sha256: Of the same, with --manifest.
     """
 
     path: str
@@ -629,6 +637,9 @@ class OutputReport:
     idstr: str | None
     sha256: str | None = None
     format: str = "raw"
+    compression: str | None = None
+    content_size: int | None = None
+    content_sha256: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -761,7 +772,8 @@ class NodeReport:
     Attributes:
         path: Section with its instance in brackets, and the names below, joined by '/'.
         type: Of the vmdescription; 'device', 'struct', 'array', 'subsection', or 'raw' for bytes
-            that it does not name.
+            that it does not name, 'ambiguous' for those that a schema of -dump-vmstate does not
+            settle.
         offset: Of its first byte in the stream.
         size: Bytes.
         version: Of a device or subsection.
@@ -788,7 +800,8 @@ class DevicesReport:
         input: Path, or 'standard input'.
         machine: Machine type, `None` without a configuration section.
         described: Where the names come from: the vmdescription of the 'stream', that of another
-            one ('schema', inferred), or 'none': then all state is raw.
+            one ('schema', inferred), what `qemu -dump-vmstate` wrote ('dump-vmstate', inferred,
+            types too), or 'none': then all state is raw.
         nodes: In the order of the stream, each ahead of what is in it.
         anomalies: As in the inspect report.
     """
@@ -807,7 +820,7 @@ class CPUReport:
 
     Attributes:
         instance_id: Index of the CPU.
-        architecture: 'x86', 'aarch64', 'ppc64', 'riscv64' or 's390x'.
+        architecture: 'x86', 'aarch64', 'ppc64', 'riscv64', 's390x', 'arm', 'ppc' or 'riscv32'.
         mode: What it executes, in words.
         flags: Condition and control flags that are set.
         halted: It waits for an interrupt; `None` if the stream does not say.
@@ -842,6 +855,48 @@ class CPUsReport:
 
 
 @dataclass(frozen=True, slots=True)
+class ArgumentReport:
+    """An option of a command line.
+
+    Attributes:
+        words: The option, and its value if it takes one.
+        source: 'wire' if the stream states it, 'inferred' if it follows from names and state.
+        reason: What tells it.
+    """
+
+    words: list[str]
+    source: str
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class CmdlineReport:
+    """Document of `vmstream cmdline --json`.
+
+    Attributes:
+        schema: 'vmstream.cmdline/1'.
+        input: Path, or 'standard input'.
+        machine: Machine type, `None` without a configuration section.
+        emulator: Name of the program; inferred.
+        arguments: In order.
+        not_stated: What the stream cannot tell, a sentence each.
+        unknown: Names of the sections that stand for no device that is known.
+        notes: Where more is to be found, a sentence each.
+        anomalies: As in the inspect report.
+    """
+
+    schema: str
+    input: str
+    machine: str | None
+    emulator: str
+    arguments: list[ArgumentReport]
+    not_stated: list[str]
+    unknown: list[str]
+    notes: list[str]
+    anomalies: list[AnomalyReport]
+
+
+@dataclass(frozen=True, slots=True)
 class HitReport:
     """A line of `vmstream search --json`.
 
@@ -862,3 +917,84 @@ class HitReport:
     length: int
     data: str
     block_b64: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class KernelNoteReport:
+    """A VMCOREINFO note.
+
+    Attributes:
+        source: 'device', where the state of QEMU's vmcoreinfo device points to it, or 'inferred',
+            where memory was searched for it.
+        confirmed: The kernel's own name stands in memory where the note says.
+        gpa: Guest-physical address of the note, `None` if it is not known.
+        size: Bytes that the device's state gives, or that head and text take.
+        has_head: The head of an ELF note stands in front of the text in memory.
+        fields: The lines, by what is left of '='.
+    """
+
+    source: str
+    confirmed: bool
+    gpa: int | None
+    size: int
+    has_head: bool
+    fields: dict[str, str]
+
+
+@dataclass(frozen=True, slots=True)
+class VMCoreInfoReport:
+    """Document of `vmstream vmcoreinfo --json`.
+
+    Attributes:
+        schema: 'vmstream.vmcoreinfo/1'.
+        input: Path, or '-'.
+        note: That of the guest's kernel, `None` if there is none.
+        others: Further ones in memory: of kernels before it, of guests of the guest, of files.
+        reasons: How it was decided, a sentence each.
+    """
+
+    schema: str
+    input: str
+    note: KernelNoteReport | None
+    others: list[KernelNoteReport]
+    reasons: list[str]
+
+
+@dataclass(frozen=True, slots=True)
+class BannerCandidate:
+    """A text that looks like the banner of a kernel.
+
+    Attributes:
+        text: The banner.
+        release: What it says of the release.
+        gpa: Guest-physical address of the first of them, `None` if it is not known.
+        count: How often it stands in memory.
+        whole: It ends as in a kernel's image, not as in a log.
+    """
+
+    text: str
+    release: str
+    gpa: int | None
+    count: int
+    whole: bool
+
+
+@dataclass(frozen=True, slots=True)
+class BannerReport:
+    """Document of `vmstream banner --json`.
+
+    Attributes:
+        schema: 'vmstream.banner/1'.
+        input: Path, or '-'.
+        banner: Of the guest's kernel, `None` if there is none.
+        source: 'inferred': found by searching memory.
+        osrelease: Release by the kernel's VMCOREINFO, `None` without one.
+        candidates: All texts, the chosen one first.
+    """
+
+    schema: str
+    input: str
+    banner: str | None
+    source: str
+    osrelease: str | None
+    candidates: list[BannerCandidate]

@@ -338,6 +338,7 @@ _IMAGES = {
     "raw": "guest-physical image",
     "lime": "guest-physical memory in LiME format",
     "elf": "guest-physical memory as an ELF core",
+    "kdump": "guest-physical memory in the compressed kdump format",
 }
 
 
@@ -346,7 +347,9 @@ def render_extract(report: ExtractReport, out: Console | None = None) -> None:
     out = out or console()
     for item in report.outputs:
         what = f"block {printable(item.idstr)}" if item.idstr else _IMAGES[item.format]
-        out.print(f"{printable(item.path)}: {what}, {size_text(item.size)}")
+        path = "standard output" if item.path == "-" else printable(item.path)
+        how = f", {item.compression}" if item.compression else ""
+        out.print(f"{path}: {what}{how}, {size_text(item.size)}")
     if report.layout is not None:
         for region in report.layout.regions:
             end = region.gpa + region.length

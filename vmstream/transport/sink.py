@@ -22,6 +22,8 @@ from vmstream.errors import OutputError
 _GATHER = 1 << 20
 _HASH_CHUNK = 4 << 20
 
+_STDOUT = 1
+
 # What a hole in a file is at the least, on most file systems.
 _BLOCK = 4096
 
@@ -112,6 +114,49 @@ class SparseFile:
                 while target and (done := os.preadv(self._fd, [target], offset)):
                     target = target[done:]
                     offset += done
+
+    @property
+    def size(self) -> int:
+        """Length in bytes."""
+        return os.fstat(self._fd).st_size
+
+    def read_into(self, offset: int, buffer: memoryview) -> int:
+        """Fill a buffer from `offset` on; return the bytes there were, fewer only at the end."""
+        done = 0
+        with _named(self.path):
+            while done < len(buffer) and (
+                got := os.preadv(self._fd, [buffer[done:]], offset + done)
+            ):
+                done += got
+        return done
+
+    def extents(self, begin: int, end: int) -> Iterator[tuple[int, int]]:
+        """Yield [begin, end) of what is no hole within a range, ascending."""
+        with _named(self.path):
+            yield from _extents(self._fd, begin, end)
+
+    def chunks(self, size: int) -> Iterator[tuple[int, memoryview | None]]:
+        """Yield (length, bytes) of each `size` bytes, the last ones maybe fewer; `None` for a hole.
+
+        An empty file gives one chunk of nothing.
+        """
+        whole = self.size
+        extents = self.extents(0, whole)
+        no_more = (whole, whole + size)
+        begin, end = next(extents, no_more)
+        for at in range(0, max(whole, 1), size):
+            while end <= at:
+                begin, end = next(extents, no_more)
+            count, data = min(size, whole - at), None
+            if begin < at + count:
+                data = memoryview(bytearray(count))
+                self.read_into(at, data)
+            yield count, data
+
+    def has_data(self, offset: int, length: int) -> bool:
+        """Whether a stretch is no hole."""
+        with _named(self.path):
+            return any(_extents(self._fd, offset, offset + length))
 
     def write_sparse(self, offset: int, data: memoryview, *, over: bool) -> None:
         """Write contiguous bytes, a multiple of 4096; blocks of zeros are left out.
@@ -251,6 +296,44 @@ class OutputFile(SparseFile):
 
     def _temporary_name(self) -> Path:
         return self.path.with_name(f".vmstream-{secrets.token_hex(8)}.part")
+
+
+class StandardOutput:
+    """Standard output, for an output that is not text.
+
+    Args:
+        digest: Of what is written, if it is wanted.
+
+    Raises:
+        OutputError: It is a terminal.
+        OSError: From every method; BrokenPipeError if nobody reads.
+    """
+
+    def __init__(self, *, digest: bool = False) -> None:
+        self.size = 0
+        self._digest = hashlib.sha256() if digest else None
+        if os.isatty(_STDOUT):
+            raise OutputError("standard output is a terminal: redirect it to a file or a pipe")
+
+    def append(self, data: memoryview | bytes) -> None:
+        """Write what comes next."""
+        self.size += len(data)
+        if self._digest is not None:
+            self._digest.update(data)
+        rest = memoryview(data)
+        with _named(Path("standard output")):
+            while rest:
+                rest = rest[os.write(_STDOUT, rest) :]
+
+    def write(self, offset: int, data: memoryview | bytes) -> None:
+        """Write what comes next, which stands at `offset`."""
+        if offset != self.size:
+            raise ValueError(f"{offset} is not what comes next")
+        self.append(data)
+
+    def sha256(self) -> str:
+        """SHA-256 of what was written, if it was wanted."""
+        return "" if self._digest is None else self._digest.hexdigest()
 
 
 def check_free(path: Path, *, force: bool, keep: tuple[int, int] | None = None) -> None:

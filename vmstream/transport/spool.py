@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import tempfile
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Self
 
@@ -81,3 +83,19 @@ class Spool:
                 raise OSError(exc.errno, exc.strerror, str(self._directory)) from exc
             self._file = SparseFile(self._fd, self._directory)
         return self._file
+
+
+@contextlib.contextmanager
+def in_memory(parts: Iterable[tuple[int, bytes]], size: int) -> Iterator[str]:
+    """Give the path of a file in memory that has these parts, by offset; the rest are holes.
+
+    Whoever opened it keeps it.
+    """
+    fd = os.memfd_create("vmstream", os.MFD_CLOEXEC)
+    try:
+        os.ftruncate(fd, size)
+        for offset, data in parts:
+            os.pwrite(fd, data, offset)
+        yield f"/proc/self/fd/{fd}"
+    finally:
+        os.close(fd)

@@ -17,6 +17,11 @@ from vmstream.wire.constants import MAX_VMDESCRIPTION, TARGET_PAGE_BITS
 
 SUBSECTION_FRAME = 1 + 1 + 4
 
+# Keys of a description that are ours, as no key of JSON can be: the vmsds of the elements of a list
+# or a tree, and what a field means, in words.
+ELEMENTS = object()
+MEANING = object()
+
 
 @dataclass(frozen=True, slots=True)
 class DeviceLayout:

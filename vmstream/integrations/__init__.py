@@ -1,0 +1,1 @@
+"""What lets other programs read streams; each takes a library that an extra installs."""
