@@ -326,7 +326,7 @@ def test_the_description_of_another_stream() -> None:
     data = open_fixture("novmdesc-11.1-pc")
     plain = next(e.text for e in decode(open_fixture("plain-11.1-pc")).of(VMDescription))
     assert all(n.type in ("device", "raw") for d in tree_of(data) for n in d.walk())
-    sections = tree_of(data)._sections
+    sections = tree_of(data).sections
     tree = DeviceTree(sections, plain, borrowed=True)
     assert not tree.undescribed
     for device in tree:

@@ -16,6 +16,7 @@ from vmstream.wire.constants import (
     BlkMigFlag,
     DirtyBitmapMigFlag,
     DirtyBitmapStartFlag,
+    MigCmd,
     RAMSaveFlag,
     SectionType,
     StattrFlag,
@@ -87,6 +88,20 @@ def section_footer(section_id: int) -> bytes:
 def command(cmd: int, data: bytes) -> bytes:
     """A COMMAND."""
     return _build(grammar.COMMAND, {"cmd": cmd, "data": data}, "command")
+
+
+def packaged(length: int) -> bytes:
+    """The command PACKAGED, which so many bytes follow."""
+    data = _build(grammar.COMMAND_PACKAGED, {"length": length}, "PACKAGED")
+    return command(MigCmd.PACKAGED, data)
+
+
+def ram_discard(idstr: bytes, ranges: tuple[tuple[int, int], ...]) -> bytes:
+    """The command POSTCOPY_RAM_DISCARD, with (start, length) of each range in bytes."""
+    listed = [{"start": start, "length": length} for start, length in ranges]
+    value = {"version": 0, "idstr": idstr, "nil": 0, "ranges": listed}
+    data = _build(grammar.COMMAND_RAM_DISCARD, value, "POSTCOPY_RAM_DISCARD")
+    return command(MigCmd.POSTCOPY_RAM_DISCARD, data)
 
 
 def vmdescription(text: bytes) -> bytes:
