@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import os
 import random
 from pathlib import Path
 
@@ -13,6 +15,7 @@ from vmstream.errors import EncodeError, TruncatedError
 from vmstream.ops import splice as module
 from vmstream.ops.splice import Splice, in_order, placed, write_spliced
 from vmstream.transport.sink import OutputFile
+from vmstream.transport.source import FileSource
 
 
 class Reader:
@@ -82,3 +85,36 @@ def test_an_input_that_shrank(tmp_path: Path) -> None:
     with OutputFile(tmp_path / "out") as out, pytest.raises(TruncatedError, match="0x3"):
         write_spliced(Reader(b"abc"), 4, [], out)
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("error", [None, errno.EXDEV, errno.ENOSPC])
+def test_stretches_of_a_file(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: int | None
+) -> None:
+    """The kernel copies them, or a buffer does where it cannot; a full disk is told."""
+    data = random.Random(0).randbytes((1 << 20) + 77)
+    (tmp_path / "in").write_bytes(b"front" + data)
+    calls = []
+
+    def copy(*args: int) -> int:
+        calls.append(args)
+        if error is not None:
+            raise OSError(error, "no")
+        return copy_file_range(*args)
+
+    copy_file_range = os.copy_file_range
+    monkeypatch.setattr(os, "copy_file_range", copy)
+    monkeypatch.setattr(module, "_BY_KERNEL", 1 << 19)
+    source = FileSource(os.open(tmp_path / "in", os.O_RDONLY), "in", 5)
+    splices = [Splice(3, 9, b"new", ""), Splice(len(data), len(data), b"end", "")]
+    with OutputFile(tmp_path / "out") as out:
+        if error == errno.ENOSPC:
+            with pytest.raises(OSError, match="out"):
+                write_spliced(source, len(data), splices, out)
+            source.close()
+            return
+        write_spliced(source, len(data), splices, out)
+        out.commit()
+    source.close()
+    assert calls
+    assert (tmp_path / "out").read_bytes() == data[:3] + b"new" + data[9:] + b"end"

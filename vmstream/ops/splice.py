@@ -11,10 +11,11 @@ from itertools import pairwise
 
 from vmstream.errors import EncodeError, TruncatedError
 from vmstream.ops.pipeline import Progress
-from vmstream.transport.sink import OutputFile, StandardOutput
+from vmstream.transport.sink import Copier, OutputFile, StandardOutput
 from vmstream.transport.source import RandomAccess
 
 _AT_ONCE = 1 << 20
+_BY_KERNEL = 64 << 20
 _BLOCK = 4096
 
 
@@ -100,6 +101,14 @@ def write_spliced(
     at = to = 0
     for splice in (*splices, Splice(size, size, b"", "")):
         while at < splice.begin:
+            # Five times as fast as through a buffer, but it fills holes.
+            if not sparse and isinstance(out, OutputFile) and isinstance(source, Copier):
+                done = out.take(source, at, min(_BY_KERNEL, splice.begin - at), to)
+                at, to = at + done, to + done
+                if done:
+                    if progress is not None:
+                        progress(at, size)
+                    continue
             part = buffer[: min(_AT_ONCE, splice.begin - at)]
             got = source.read_into(at, part)
             if got < len(part):
