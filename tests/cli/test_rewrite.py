@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from tests.commandline import COMMAND, environment, vmstream
+from tests.report.test_models import validator
 from tests.truth import fixture_file
 
 
@@ -40,6 +41,7 @@ def test_dry_run_and_json(plain: Path, tmp_path: Path) -> None:
     assert "vmdescription: taken off" in run.out
     assert "not written" in run.out
     found = vmstream(*args, "--json").json()
+    validator("rewrite").validate(found)
     assert found["output"] is None
     assert found["output_size"] < found["input_size"]
     assert [p.name for p in tmp_path.iterdir()] == [plain.name]

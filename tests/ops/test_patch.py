@@ -97,7 +97,11 @@ def test_any_stream(tmp_path_factory: pytest.TempPathFactory, w: StreamWriter, s
 
 @pytest.mark.parametrize(
     "name",
-    [n for n in fixture_names() if not n.startswith(("interrupted", "multifd", "postcopy-pre"))],
+    [
+        n
+        for n in fixture_names()
+        if not n.startswith(("interrupted", "multifd", "postcopy-pre", "dirtyb"))
+    ],
 )
 def test_real_streams(tmp_path: Path, name: str) -> None:
     """In each block its ends, the middle, and a stretch over several pages."""

@@ -24,7 +24,7 @@ from vmstream.report.models import RewriteReport
 def rewritten(path: Path, **options: Any) -> tuple[RewriteReport, int]:
     """Rewrite a file into one beside it, named 'out'."""
     options.setdefault("output", path.parent / "out")
-    with OpenStream(path) as opened:
+    with OpenStream(path, snapshot=options.pop("snapshot", None)) as opened:
         return rewrite(opened.source, RewriteOptions(force=True, **options), None, opened.container)
 
 
