@@ -42,6 +42,7 @@ SCHEMAS: dict[str, tuple[str, tuple[str, ...]]] = {
     "search.json": (models.SEARCH_SCHEMA, ("HitReport",)),
     "vmcoreinfo.json": (models.VMCOREINFO_SCHEMA, ("VMCoreInfoReport",)),
     "banner.json": (models.BANNER_SCHEMA, ("BannerReport",)),
+    "rewrite.json": (models.REWRITE_SCHEMA, ("RewriteReport",)),
 }
 
 # Files that users write: a list of objects, in which fields with a default may be left out.

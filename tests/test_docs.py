@@ -23,8 +23,8 @@ from vmstream.wire.live import KINDS as LIVE_KINDS
 README = ROOT / "README.md"
 JSON = ROOT / "docs" / "json.md"
 COMMANDS = (
-    "inspect", "records", "extract-ram", "extract-block", "devices", "get", "cpus", "cmdline",
-    "hexdump", "search", "vmcoreinfo", "banner", "xml", "snapshots",
+    "inspect", "records", "extract-ram", "extract-block", "rewrite", "devices", "get", "cpus",
+    "cmdline", "hexdump", "search", "vmcoreinfo", "banner", "xml", "snapshots",
 )  # fmt: skip
 NAMES = "|".join(COMMANDS)
 CALL = re.compile(rf"(?<![\w/.-])vmstream ((?:{NAMES})[^\n`|>]*)")
@@ -185,7 +185,9 @@ def test_the_commands_of_the_readme_run(tmp_path: Path) -> None:
         if words[-1] == "-" or "IDSTR" in call or not FILES & set(words):
             continue
         run = run_vmstream(
-            *words, *(["--force"] if words[0].startswith("extract") else []), cwd=tmp_path
+            *words,
+            *(["--force"] if words[0].startswith(("extract", "rewrite")) else []),
+            cwd=tmp_path,
         )
         assert run.status == (3 if "cut.bin" in words else 0), f"{call}: {run.err}"
         ran += 1

@@ -24,6 +24,7 @@ COMMANDS = {
     "inspect": "STREAM",
     "records": "STREAM",
     "extract-ram": "STREAM",
+    "rewrite": "STREAM",
     "devices": "STREAM",
     "get": "STREAM",
     "cpus": "STREAM",
@@ -38,6 +39,7 @@ COMMANDS = {
 # What a command takes besides the stream.
 MORE = {
     "extract-ram": ["-o", "out"],
+    "rewrite": ["-o", "out"],
     "get": ["timer"],
     "hexdump": ["--phys", "0"],
     "search": ["text"],

@@ -147,11 +147,11 @@ def test_arrays() -> None:
         ("i[5]", "uint8", 9),
     ]
     assert [(n.path, n.value) for n in device.children[0].children] == [
-        ("x[0]/n/n[0]", 0x0001),
-        ("x[0]/n/n[1]", 0x0203),
-        ("x[0]/n/n[2]", 0x0405),
+        ("x[0]/n[0]", 0x0001),
+        ("x[0]/n[1]", 0x0203),
+        ("x[0]/n[2]", 0x0405),
     ]
-    assert [n.path for n in device.children[1].walk()][-1] == "x[0]/s/s[1]/v"
+    assert [n.path for n in device.children[1].walk()][-1] == "x[0]/s[1]/v"
 
 
 def test_null_pointers() -> None:
@@ -326,7 +326,7 @@ def test_the_description_of_another_stream() -> None:
     data = open_fixture("novmdesc-11.1-pc")
     plain = next(e.text for e in decode(open_fixture("plain-11.1-pc")).of(VMDescription))
     assert all(n.type in ("device", "raw") for d in tree_of(data) for n in d.walk())
-    sections = tree_of(data)._sections
+    sections = tree_of(data).sections
     tree = DeviceTree(sections, plain, borrowed=True)
     assert not tree.undescribed
     for device in tree:
@@ -352,8 +352,8 @@ def test_trees(keyed: bool) -> None:
     (device,) = DeviceTree([Section(b"x", 0, 1, 0, body)], text.encode())
     covered(device, body)
     nodes = {n.path: n for n in device.walk()}
-    assert nodes["x[0]/t/t.count"].value == 2
-    assert nodes["x[0]/t/t[1]/a"].value == 42
-    there = nodes["x[0]/t/t[1].key/k" if keyed else "x[0]/t/t[1].key"]
+    assert nodes["x[0]/t.count"].value == 2
+    assert nodes["x[0]/t[1]/a"].value == 42
+    there = nodes["x[0]/t[1].key/k" if keyed else "x[0]/t[1].key"]
     assert there.value == 7
     assert "raw" not in {n.type for n in device.walk()}

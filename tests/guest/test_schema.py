@@ -40,7 +40,7 @@ def base(node: Node) -> str:
 def compare(data: bytes, dump: bytes) -> tuple[int, int]:
     """Bytes named and not settled. Each name stands where the stream's own description has it."""
     found = read_devices(BytesSource(data))
-    inferred = DeviceTree(found.tree._sections, None, static=StaticSchema.load(dump))
+    inferred = DeviceTree(found.tree.sections, None, static=StaticSchema.load(dump))
     lost = set(inferred.undescribed)
     named = unsettled = 0
     for device, truth in zip(inferred, found.tree, strict=True):

@@ -24,6 +24,7 @@ _COMMANDS = {
         "command",
         "Write the disks of a block migration.",
     ),
+    "rewrite": ("vmstream.cli.rewrite", "command", "Write a stream anew with edits."),
     "devices": ("vmstream.cli.devices", "command", "Show device state by name."),
     "get": ("vmstream.cli.get", "command", "Print one value of device state, or several."),
     "cpus": ("vmstream.cli.cpus", "command", "Show the registers of each CPU."),

@@ -11,17 +11,24 @@ from __future__ import annotations
 import json
 import re
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any, Literal
 
 from vmstream.guest.schema import StaticSchema
 from vmstream.guest.virtio import describe
-from vmstream.wire.vmsd import ELEMENTS, MEANING, SUBSECTION_FRAME, body_size, field_size
+from vmstream.wire.vmsd import (
+    ELEMENTS,
+    MEANING,
+    PAIRS,
+    SUBSECTION_FRAME,
+    body_size,
+    field_size,
+)
 
 # 'le' is a comparison of QEMU's; numbers that are little-endian are so in a guest's structures.
-_INTEGER = re.compile(r"(u?)int(8|16|32|64)( equal| le| little)?")
+INTEGER = re.compile(r"(u?)int(8|16|32|64)( equal| le| little)?")
 # Written by functions of their own, as one big-endian number.
 # QEMU v10.1.0 target/arm/machine.c vmstate_cpsr, hw/arm/armv7m.c; target/ppc/machine.c.
 _NUMBERS = frozenset({"timer", "cpsr", "xpsr", "fpscr", "CPU_Double_U", "float64"})
@@ -74,7 +81,7 @@ class Node:
     @property
     def value(self) -> Value:
         """Number, truth value or bytes; `None` for a NULL pointer and for what has children."""
-        match = _INTEGER.fullmatch(self.type)
+        match = INTEGER.fullmatch(self.type)
         if match is not None and self.size * 8 == int(match[2]):
             order: Literal["big", "little"] = "little" if match[3] == " little" else "big"
             return int.from_bytes(self._body, order, signed=not match[1])
@@ -87,6 +94,11 @@ class Node:
         if self.type == "virtio" and self.children:
             return None
         return self.raw
+
+    @property
+    def description(self) -> Mapping[Any, Any]:
+        """What the vmdescription says of it, as it was parsed; empty where it says nothing."""
+        return self._describe
 
     @property
     def said(self) -> str | None:
@@ -143,7 +155,8 @@ class Node:
     def _vmsd(self, vmsd: Mapping[str, Any], at: int) -> Iterator[Node]:
         counts: dict[str, int] = {}
         names = [str(f.get("name", "")) for f in vmsd.get("fields", ())]
-        several = {name for name, count in Counter(names).items() if count > 1}
+        times = Counter(names)
+        several = {name for name, count in times.items() if count > 1}
         for f, name in zip(vmsd.get("fields", ()), names, strict=True):
             size = field_size(f)
             if at + size > self.size:
@@ -156,7 +169,7 @@ class Node:
                 # An array in runs: NULL pointers apart (10.0), or a marker for each (11.0).
                 yield from self._run(f, name, at, counts)
             else:
-                yield self._field(f, name, at, size)
+                yield self._field(f, name, at, size, again=f"{name}[0]" in times)
             at += size
         else:
             for sub in vmsd.get("subsections", ()):
@@ -196,9 +209,14 @@ class Node:
                 yield self._element(f, f"{name}[{number}]", at + i * size, size)
                 counts[name] = number + 1
 
-    def _field(self, f: Mapping[str, Any], name: str, at: int, size: int) -> Node:
+    # `again`: another field is named as an element of this one would be (the array behind
+    # env.vfp.xregs[0] of QEMU v10.1.0 target/arm/machine.c vmstate_vfp).
+    def _field(
+        self, f: Mapping[str, Any], name: str, at: int, size: int, *, again: bool = False
+    ) -> Node:
         if int(f.get("array_len", 1)) != 1 or "array_len" in f:
-            return self._node(name, "array", at, size, f)
+            made = self._node(name, "array", at, size, f)
+            return replace(made, path=made.path + "#2") if again else made
         return self._element(f, name, at, size)
 
     # One value or struct. A struct of one byte without fields is a NULL pointer (2.9 to 9.2).
@@ -253,9 +271,11 @@ class Node:
         describe: Mapping[str, Any],
         version: int | None = None,
     ) -> Node:
+        # An element is named as if it stood beside its array, as it does where QEMU lists it alone.
+        alone = (self.type == "array" or self.type in _LISTS) and name.startswith(self.name)
         return Node(
             name,
-            f"{self.path}/{name}",
+            self.path + name[len(self.name) :] if alone else f"{self.path}/{name}",
             kind,
             self.offset + at,
             size,
@@ -276,6 +296,7 @@ _VMSD_KEYS = ("vmsd_name", "version", "fields", "subsections")
 
 def _object(pairs: list[tuple[str, Any]]) -> dict[Any, Any]:
     made: dict[Any, Any] = dict(pairs)
+    made[PAIRS] = pairs
     if made.get("type") in _LISTS:
         elements: list[dict[str, Any]] = []
         for key, value in pairs:
@@ -316,6 +337,9 @@ class DeviceTree(Sequence[Node]):
             name and version only if it has the same size, but for subsections that are absent, and
             then it is an inference.
         static: What `qemu -M X -dump-vmstate FILE` wrote, for sections without a description.
+
+    Attributes:
+        sections: The device sections, in the order of the devices.
     """
 
     def __init__(
@@ -326,14 +350,14 @@ class DeviceTree(Sequence[Node]):
         borrowed: bool = False,
         static: StaticSchema | None = None,
     ) -> None:
-        self._sections = sections
+        self.sections = sections
         self._text = text
         self._borrowed = borrowed
         self._static = static
         self._nodes: dict[int, Node] = {}
 
     def __len__(self) -> int:
-        return len(self._sections)
+        return len(self.sections)
 
     def __getitem__(self, index: Any) -> Any:
         if isinstance(index, slice):
@@ -350,7 +374,7 @@ class DeviceTree(Sequence[Node]):
         `cpu[0]/env.regs[4]`. In a pattern `*` is any text but '/', `**` any text, `?` a character.
         The instance may be left out.
         """
-        match = _pattern(pattern)
+        match = path_pattern(pattern)
         deep = "/" in pattern or "**" in pattern
         for device in self:
             short = device.path.rpartition("[")[0]
@@ -364,7 +388,7 @@ class DeviceTree(Sequence[Node]):
     def _paths(self) -> list[str]:
         seen: dict[str, int] = {}
         paths = []
-        for section in self._sections:
+        for section in self.sections:
             name = section.idstr.decode("utf-8", "backslashreplace")
             path = f"{name}[{section.instance_id}]"
             seen[path] = seen.get(path, 0) + 1
@@ -393,7 +417,7 @@ class DeviceTree(Sequence[Node]):
             kinds.setdefault(idstr.rpartition(b"/")[2], []).extend(there)
         found = {}
         borrowing = _Borrowing()
-        for number, section in enumerate(self._sections):
+        for number, section in enumerate(self.sections):
             there = waiting.get((section.idstr, section.instance_id), [])
             described: Mapping[str, Any] | None = None
             if self._borrowed:
@@ -411,14 +435,18 @@ class DeviceTree(Sequence[Node]):
     def _descriptions(self) -> Sequence[Mapping[str, Any]]:
         if self._text is None:
             return ()
-        text = self._text.decode("utf-8", "surrogateescape")
-        devices: Sequence[Mapping[str, Any]] = json.loads(text, object_pairs_hook=_object)[
-            "devices"
-        ]
+        devices: Sequence[Mapping[str, Any]] = self.document["devices"]
         return devices
 
+    @cached_property
+    def document(self) -> Mapping[Any, Any]:
+        """The vmdescription as it was parsed. Raises ValueError, or RecursionError."""
+        text = (self._text or b"").decode("utf-8", "surrogateescape")
+        document: Mapping[Any, Any] = json.loads(text, object_pairs_hook=_object)
+        return document
+
     def _device(self, number: int) -> Node:
-        section = self._sections[number]
+        section = self.sections[number]
         path = self._paths[number]
         return Node(
             path,
@@ -500,8 +528,8 @@ class _Borrowing:
         return {**vmsd, "fields": fields, "subsections": subsections}, at
 
 
-# A pattern of paths as a function; brackets stand for themselves.
-def _pattern(pattern: str) -> Any:
+def path_pattern(pattern: str) -> Callable[[str], Any]:
+    """Return what tells whether a path is of a pattern, as `DeviceTree.find` has them."""
     parts = re.split(r"(\*\*|\*|\?)", pattern)
     words = {"**": ".*", "*": "[^/]*", "?": "[^/]"}
     text = "".join(words.get(part) or re.escape(part) for part in parts)

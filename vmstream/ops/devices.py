@@ -10,6 +10,7 @@ from vmstream.guest.cpus import cpus
 from vmstream.guest.devices import DeviceTree, Node, Section
 from vmstream.guest.meaning import meaning
 from vmstream.guest.schema import MAX_SCHEMA, StaticSchema
+from vmstream.guest.values import TEXTS
 from vmstream.ops.pipeline import Findings, Progress, run
 from vmstream.ops.quick import quick_events
 from vmstream.report import models
@@ -25,9 +26,6 @@ from vmstream.stream.events import (
 )
 from vmstream.transport.source import Source
 from vmstream.wire.constants import SectionType
-
-# Fields of text, which `get` prints as such.
-_TEXTS = frozenset({"runstate"})
 
 # White space that may stand ahead of JSON.
 _BLANKS = 64
@@ -194,14 +192,14 @@ def _with_static(found: Devices, schema: Source) -> None:
     found.findings.on(Anomaly(0, 0, "info", "schema", "; ".join(parts)))
 
 
-def find(found: Devices, pattern: str, name: str) -> list[Node]:
-    """Return the nodes that a pattern matches.
+def find(found: Devices, pattern: str, name: str, tree: DeviceTree | None = None) -> list[Node]:
+    """Return the nodes that a pattern matches, of `found.tree` or one that was made of it before.
 
     Raises:
         StreamError: There are none in what could be read of the stream.
         OutputError: There are none; with names that are like it.
     """
-    tree = found.tree
+    tree = found.tree if tree is None else tree
     nodes = list(tree.find(pattern))
     if nodes:
         return nodes
@@ -276,7 +274,7 @@ def _number(value: int, *, as_hex: bool) -> str:
 
 def _plain(node: Node, *, as_hex: bool) -> str | None:
     value = node.value
-    if node.name in _TEXTS and (text := meaning(node)) is not None:
+    if node.name in TEXTS and (text := meaning(node)) is not None:
         return text
     if isinstance(value, bytes):
         return value.hex()

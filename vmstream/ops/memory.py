@@ -119,6 +119,11 @@ class GuestMemory:
                 return self.read_block(self.blocks[at].idstr, 0, self.blocks[at].used_length)
         return None
 
+    @property
+    def elsewhere(self) -> frozenset[int]:
+        """Blocks whose memory is not in the stream, but in a file (x-ignore-shared)."""
+        return frozenset(self._elsewhere)
+
     def __enter__(self) -> Self:
         return self
 

@@ -23,6 +23,7 @@ CPUS_SCHEMA = "vmstream.cpus/1"
 SEARCH_SCHEMA = "vmstream.search/1"
 VMCOREINFO_SCHEMA = "vmstream.vmcoreinfo/1"
 BANNER_SCHEMA = "vmstream.banner/1"
+REWRITE_SCHEMA = "vmstream.rewrite/1"
 
 
 def readable(name: bytes) -> str:
@@ -1006,3 +1007,55 @@ class BannerReport:
     source: str
     osrelease: str | None
     candidates: list[BannerCandidate]
+
+
+@dataclass(frozen=True, slots=True)
+class ChangeReport:
+    """A stretch of the input that is another one in the output.
+
+    Attributes:
+        what: For people: what it changes.
+        offset: In the input, bytes.
+        end: Behind the last byte that went; `offset` for what was put in.
+        output_offset: In the output, bytes.
+        length: Bytes that came.
+    """
+
+    what: str
+    offset: int
+    end: int
+    output_offset: int
+    length: int
+
+
+@dataclass(frozen=True, slots=True)
+class RewriteReport:
+    """Document of `vmstream rewrite --json`.
+
+    Attributes:
+        schema: 'vmstream.rewrite/1'.
+        tool: Name and version.
+        input: Path, or 'standard input'.
+        input_size: Of the stream, bytes, without what is around it.
+        output: Path; `None` with --dry-run.
+        output_size: Bytes.
+        machine: Machine type of the input, `None` without a configuration section.
+        change_count: How many changes there are.
+        changes: The first 4096 of them, by place.
+        doubts: What speaks against the guest-physical addresses of --patch-ram, which are inferred.
+        anomalies: As in the inspect report.
+        layers: As in the inspect report.
+    """
+
+    schema: str
+    tool: str
+    input: str
+    input_size: int
+    output: str | None
+    output_size: int
+    machine: str | None
+    change_count: int
+    changes: list[ChangeReport]
+    doubts: list[str]
+    anomalies: list[AnomalyReport]
+    layers: list[LayerReport] = field(default_factory=list)

@@ -17,6 +17,7 @@ from vmstream.report.models import (
     InspectReport,
     PageCounts,
     RecordReport,
+    RewriteReport,
     SnapshotsReport,
 )
 
@@ -25,6 +26,7 @@ _WIDTH = 4000
 _DEVICES_AT_A_GLANCE = 60
 _PASSES_AT_A_GLANCE = 6
 _FINDINGS_AT_A_GLANCE = 10
+_CHANGES_AT_A_GLANCE = 40
 _LIVE_AT_A_GLANCE = 10
 
 _LAYER_NAMES = {"libvirt": "libvirt save image", "offset": "behind other bytes"}
@@ -384,6 +386,23 @@ def render_extract_block(report: ExtractBlockReport, out: Console | None = None)
     notes = console(sys.stderr)
     for a in report.anomalies[:_FINDINGS_AT_A_GLANCE]:
         notes.print(f"vmstream: {a.severity}: {printable(a.message)}")
+
+
+def render_rewrite(report: RewriteReport, out: Console | None = None) -> None:
+    """Print what changed, with offsets, and what is to be known about the input to stderr."""
+    out = out or console()
+    for c in report.changes[:_CHANGES_AT_A_GLANCE]:
+        out.print(f"{c.offset:#x}: {printable(c.what)}")
+    if report.change_count > _CHANGES_AT_A_GLANCE:
+        out.print(f"... and {report.change_count - _CHANGES_AT_A_GLANCE} more (--json)")
+    count = f"{report.change_count} change" + ("s" if report.change_count != 1 else "")
+    name = "not written" if report.output is None else printable(report.output)
+    out.print(f"{name}: {count}, {report.output_size} bytes (the input has {report.input_size})")
+    notes = console(sys.stderr)
+    for a in report.anomalies[:_FINDINGS_AT_A_GLANCE]:
+        notes.print(f"vmstream: {a.severity}: {printable(a.message)}")
+    for doubt in report.doubts:
+        notes.print(f"vmstream: warning: {printable(doubt)}")
 
 
 def render_snapshots(report: SnapshotsReport, out: Console | None = None) -> None:

@@ -301,6 +301,7 @@ class MappedBlock:
         page_size: Target page size, bytes.
         bitmap_offset: Absolute offset of the bitmap; `end` for a block that x-ignore-shared
             leaves out, which has neither bitmap nor pages.
+        bitmap_order: Bytes of a long of the bitmap, if it is big-endian; 1 if it is not.
     """
 
     offset: int
@@ -308,6 +309,7 @@ class MappedBlock:
     block: int
     page_size: int
     bitmap_offset: int
+    bitmap_order: int = 1
 
 
 @dataclass(frozen=True, slots=True, eq=False)

@@ -289,7 +289,7 @@ def mapped_pages(cursor: Cursor, index: int, area: Area, order: int, context: st
     if len(bitmap) < _bitmap_size(entry):
         raise TruncatedError(area.bitmap + len(bitmap), "the input ends", context=context)
     yield from _reach(cursor, area.pages, context)
-    yield MappedBlock(*cursor.take(area.pages - cursor.offset), index, size, area.bitmap)
+    yield MappedBlock(*cursor.take(area.pages - cursor.offset), index, size, area.bitmap, order)
     for first in range(0, count, _AT_ONCE):
         present = _bits(bitmap, first, min(_AT_ONCE, count - first), order)
         yield from _stretches(cursor, index, present, first, size, context)

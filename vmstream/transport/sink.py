@@ -10,7 +10,7 @@ import secrets
 import stat
 from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import Self
+from typing import Protocol, Self, runtime_checkable
 
 import numpy as np
 from numpy.typing import NDArray
@@ -215,6 +215,15 @@ class SavedFile(SparseFile):
         os.close(self._fd)
 
 
+@runtime_checkable
+class Copier(Protocol):
+    """An input that the kernel can copy from."""
+
+    def copy_into(self, fd: int, offset: int, length: int, to: int) -> int:
+        """Copy a stretch to `to` in another file; return the bytes that were copied."""
+        ...
+
+
 class OutputFile(SparseFile):
     """A sparse file under a temporary name beside its final one; a context manager.
 
@@ -244,6 +253,11 @@ class OutputFile(SparseFile):
 
     def __exit__(self, *exc: object) -> None:
         self.abort()
+
+    def take(self, copier: Copier, begin: int, length: int, offset: int) -> int:
+        """Have the kernel copy a stretch of an input to `offset`; return the bytes it did."""
+        with _named(self.path):
+            return copier.copy_into(self._fd, begin, length, offset)
 
     def take_file(self, path: Path, begin: int, length: int, offset: int) -> None:
         """Copy a stretch of another file to `offset`; its holes stay holes.

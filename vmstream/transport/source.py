@@ -9,6 +9,7 @@ OSError and not a SIGBUS.
 from __future__ import annotations
 
 import contextlib
+import errno
 import fcntl
 import hashlib
 import io
@@ -215,6 +216,24 @@ class FileSource:
             if not got:
                 break
             done += got
+        return done
+
+    def copy_into(self, fd: int, offset: int, length: int, to: int) -> int:
+        """Have the kernel copy a stretch to `to` in another file; return the bytes it did.
+
+        0 where it cannot, between these file systems or at all.
+        """
+        done = 0
+        try:
+            while done < length and (
+                got := os.copy_file_range(
+                    self._fd, fd, length - done, self._start + offset + done, to + done
+                )
+            ):
+                done += got
+        except OSError as exc:
+            if exc.errno not in (errno.EXDEV, errno.EINVAL, errno.EOPNOTSUPP, errno.ENOSYS):
+                raise
         return done
 
     def read_at(self, offset: int, length: int) -> bytes:

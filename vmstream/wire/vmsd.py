@@ -18,9 +18,10 @@ from vmstream.wire.constants import MAX_VMDESCRIPTION, TARGET_PAGE_BITS
 SUBSECTION_FRAME = 1 + 1 + 4
 
 # Keys of a description that are ours, as no key of JSON can be: the vmsds of the elements of a list
-# or a tree, and what a field means, in words.
+# or a tree, what a field means, in words, and all keys and values as they came.
 ELEMENTS = object()
 MEANING = object()
+PAIRS = object()
 
 
 @dataclass(frozen=True, slots=True)

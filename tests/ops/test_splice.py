@@ -1,0 +1,120 @@
+"""Splices: what is not named is as it was."""
+
+from __future__ import annotations
+
+import errno
+import os
+import random
+from pathlib import Path
+
+import pytest
+from hypothesis import given, settings, strategies as st
+
+from tests.truth import data_extents
+from vmstream.errors import EncodeError, TruncatedError
+from vmstream.ops import splice as module
+from vmstream.ops.splice import Splice, in_order, placed, write_spliced
+from vmstream.transport.sink import OutputFile
+from vmstream.transport.source import FileSource
+
+
+class Reader:
+    """Bytes that can be read here and there."""
+
+    def __init__(self, data: bytes) -> None:
+        self.data = data
+
+    def read_into(self, offset: int, buffer: memoryview) -> int:
+        part = self.data[offset : offset + len(buffer)]
+        buffer[: len(part)] = part
+        return len(part)
+
+
+def written(path: Path, data: bytes, splices: list[Splice], *, sparse: bool = False) -> bytes:
+    with OutputFile(path, force=True) as out:
+        write_spliced(Reader(data), len(data), in_order(splices), out, sparse=sparse)
+        out.commit()
+    return path.read_bytes()
+
+
+@settings(max_examples=40)
+@given(st.integers(0, 1 << 32), st.booleans())
+def test_any_splices(tmp_path_factory: pytest.TempPathFactory, seed: int, sparse: bool) -> None:
+    rng = random.Random(seed)
+    data = b"".join(
+        rng.choice((bytes(5000), rng.randbytes(3000))) for _ in range(rng.randrange(12))
+    )
+    cuts = sorted(rng.choices(range(len(data) + 1), k=2 * rng.randrange(6)))
+    splices, want, at = [], bytearray(), 0
+    for begin, end in zip(cuts[::2], cuts[1::2], strict=True):
+        new = rng.choice((b"", rng.randbytes(7), bytes(9000)))
+        made = rng.choice((new, lambda new=new: new))
+        splices.append(Splice(begin, end, made, "x", len(new)))
+        want += data[at:begin] + new
+        at = end
+    want += data[at:]
+    shuffled = rng.sample(splices, len(splices)) if len(set(cuts)) == len(cuts) else splices
+    path = tmp_path_factory.mktemp("splice") / "out"
+    assert written(path, data, shuffled, sparse=sparse) == want
+    assert sum(s.delta for s in splices) == len(want) - len(data)
+    for s, to in placed(in_order(splices)):
+        new = s.data if isinstance(s.data, bytes) else s.data()
+        assert want[to : to + s.length] == new
+
+
+def test_two_edits_of_one_place() -> None:
+    first, second = Splice(0, 10, b"", "first"), Splice(9, 12, b"", "second")
+    with pytest.raises(EncodeError, match="the bytes at 0x9: first; second"):
+        in_order([second, first])
+    with pytest.raises(EncodeError, match="two edits"):
+        in_order([first, Splice(3, 3, b"x", "put in")])
+    # Side by side, and at one point.
+    assert len(in_order([first, Splice(10, 12, b"", "x"), Splice(10, 10, b"a", "y")])) == 3
+
+
+def test_holes_stay_holes(tmp_path: Path) -> None:
+    data = b"x" * 4096 + bytes(module._AT_ONCE * 3) + b"y" * 4096
+    assert written(tmp_path / "out", data, [Splice(3, 4, b"z", "")], sparse=True)[3:4] == b"z"
+    with (tmp_path / "out").open("rb") as file:
+        assert sum(b - a for a, b in data_extents(file.fileno(), len(data))) < 1 << 20
+    # At the end, too.
+    assert written(tmp_path / "out", bytes(1 << 20), [], sparse=True) == bytes(1 << 20)
+
+
+def test_an_input_that_shrank(tmp_path: Path) -> None:
+    with OutputFile(tmp_path / "out") as out, pytest.raises(TruncatedError, match="0x3"):
+        write_spliced(Reader(b"abc"), 4, [], out)
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("error", [None, errno.EXDEV, errno.ENOSPC])
+def test_stretches_of_a_file(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: int | None
+) -> None:
+    """The kernel copies them, or a buffer does where it cannot; a full disk is told."""
+    data = random.Random(0).randbytes((1 << 20) + 77)
+    (tmp_path / "in").write_bytes(b"front" + data)
+    calls = []
+
+    def copy(*args: int) -> int:
+        calls.append(args)
+        if error is not None:
+            raise OSError(error, "no")
+        return copy_file_range(*args)
+
+    copy_file_range = os.copy_file_range
+    monkeypatch.setattr(os, "copy_file_range", copy)
+    monkeypatch.setattr(module, "_BY_KERNEL", 1 << 19)
+    source = FileSource(os.open(tmp_path / "in", os.O_RDONLY), "in", 5)
+    splices = [Splice(3, 9, b"new", ""), Splice(len(data), len(data), b"end", "")]
+    with OutputFile(tmp_path / "out") as out:
+        if error == errno.ENOSPC:
+            with pytest.raises(OSError, match="out"):
+                write_spliced(source, len(data), splices, out)
+            source.close()
+            return
+        write_spliced(source, len(data), splices, out)
+        out.commit()
+    source.close()
+    assert calls
+    assert (tmp_path / "out").read_bytes() == data[:3] + b"new" + data[9:] + b"end"
