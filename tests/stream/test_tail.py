@@ -156,7 +156,6 @@ PLAUSIBLE = [
     b"\x08\0\x0b\0\0",
     b"\x08\0\x3f\0\0",
     b"\0\6\0\0\0\2{}",
-    b"\0\0\0\0",
 ]
 IMPLAUSIBLE = [
     b"\5\1x\0\0\0\1",
@@ -168,6 +167,7 @@ IMPLAUSIBLE = [
     b"\x08\xff\xff\0\0",
     b"\0\1\0\0",
     b"\0\7",
+    bytes(9) + b"\7",
     sw.section_header(sw.SECTION_FULL, 9, "", 0, 2),
     sw.section_header(sw.SECTION_FULL, 9, "timer\n", 0, 2),
     sw.section_header(sw.SECTION_FULL, 9, "timer", 0, 65536),
@@ -201,6 +201,24 @@ def test_parts_among_live_sections_alone(data: bytes) -> None:
         assert plausible(data[:cut], at_end=False, live=True) is not False
         assert plausible(data[:cut], at_end=True, live=True) is True
         assert plausible(data[:cut], at_end=False) is False
+
+
+def test_padding_behind_the_end_is_long_or_all_there_is() -> None:
+    assert plausible(bytes(4), at_end=False) is None
+    assert plausible(bytes(4), at_end=True) is True
+    assert plausible(bytes(5000) + b"\7", at_end=False) is True
+
+
+def test_zeros_behind_a_byte_of_7e_are_no_end() -> None:
+    """The clock of section 0 ends in 0x7e, and zeros follow: seen in a stream of QEMU 7.2."""
+    clock = bytes.fromhex("00000000 128fc37e 00000000 00000000 00000000 072652b9")
+    cpu = sw.section_header(sw.SECTION_FULL, 4, "cpu_common", 0, 1)
+    data = memoryview(clock + b"\x7e\0\0\0\0" + cpu + bytes(8))
+    assert find_footer(data, 0, 0, live=False, at_end=True) == (len(clock), True)
+    # Where none is better, garbage may stand behind the end.
+    data = memoryview(clock)
+    assert find_footer(data, 0, 0, live=False, at_end=True) == (7, True)
+    assert find_footer(data, 0, 0, live=True, at_end=True)[1] is False
 
 
 def test_nothing_there() -> None:

@@ -49,6 +49,8 @@ _FRAME = struct_of(grammar.VMDESCRIPTION_HEAD)
 MAX_FRAMES_TRIED = 16
 _PLAUSIBLE_COMMAND = 64
 _PLAUSIBLE_VERSION = 1 << 16
+_PLAUSIBLE_PADDING = 4096
+_NOT_ZERO = re.compile(rb"[^\0]")
 
 # Of headers that are looked for in device state: bytes of a name at the least, and bytes that are
 # looked through at a time.
@@ -129,7 +131,13 @@ def plausible_item(data: memoryview, pos: int, *, live: bool, at_end: bool) -> b
         return head.version_id < _PLAUSIBLE_VERSION and all(0x20 <= c < 0x7F for c in head.idstr)
     rest = bytes(data[pos + 1 : pos + 5])
     if kind == SectionType.QEMU_VM_EOF:
-        return unknown if not rest else rest[0] in (0, SectionType.QEMU_VM_VMDESCRIPTION)
+        if rest[:1] == bytes([SectionType.QEMU_VM_VMDESCRIPTION]):
+            return True
+        # Else there is nothing behind it but padding: device state is full of zeros, and a byte of
+        # 0x7e in front of some looks like the footer of section 0.
+        if _NOT_ZERO.search(data, pos + 1, pos + 1 + _PLAUSIBLE_PADDING):
+            return False
+        return True if len(data) - pos > _PLAUSIBLE_PADDING else unknown
     if kind == SectionType.QEMU_VM_COMMAND:
         return unknown if len(rest) < 2 else int.from_bytes(rest[:2], "big") < _PLAUSIBLE_COMMAND
     if kind in (SectionType.QEMU_VM_SECTION_PART, SectionType.QEMU_VM_SECTION_END):
@@ -143,10 +151,14 @@ def find_footer(
 ) -> tuple[int, bool]:
     """Find the first footer of `section_id` that an item follows, from `start` on.
 
+    Among device sections one that EOF and a zero follow is taken if no other is found.
+
     Returns:
         (position, True) if found; else (position from which to look again, False).
     """
     mark = _FOOTER.pack(SectionType.QEMU_VM_SECTION_FOOTER, section_id)
+    # One that EOF, a zero and then anything follow: garbage may stand behind the end of a stream.
+    last_resort: int | None = None
     # Only looked ahead for, since an id of 0x7e... lets footers overlap.
     for match in re.compile(b"(?=%s)" % re.escape(mark)).finditer(data, start):
         follows = plausible_item(data, match.start() + FOOTER_SIZE, live=live, at_end=at_end)
@@ -154,6 +166,11 @@ def find_footer(
             return match.start(), True
         if follows is None:
             return match.start(), False
+        behind = bytes(data[match.start() + FOOTER_SIZE :][:2])
+        if last_resort is None and not live and at_end and behind == b"\0\0":
+            last_resort = match.start()
+    if last_resort is not None:
+        return last_resort, True
     return max(start, len(data) - FOOTER_SIZE + 1), False
 
 
