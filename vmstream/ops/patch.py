@@ -22,7 +22,7 @@ from vmstream.ops.edits import Editing, check_count
 from vmstream.ops.inspect import Summary
 from vmstream.ops.memory import GuestMemory
 from vmstream.ops.pipeline import Progress, events, run
-from vmstream.ops.splice import Splice
+from vmstream.ops.splice import Splice, Target
 from vmstream.stream.decoder import Decoder
 from vmstream.stream.events import (
     Command,
@@ -219,7 +219,7 @@ def patch_ram(
             stop = begin
             while stop < len(mine) and mine[stop].offset < (page + 1) * size:
                 stop += 1
-            make = partial(_page, memory, block, page, mine[begin:stop])
+            make = partial(_write, partial(_page, memory, block, page, mine[begin:stop]))
             what = f"{mine[begin].edit}: {quoted(idstr)} page at {page * size:#x}"
             record, end = int(last.record[block][i]), int(last.end[block][i])
             flags = int(last.flags[block][i])
@@ -231,7 +231,7 @@ def patch_ram(
                     Splice(
                         places.ram_end,
                         places.ram_end,
-                        partial(_joined, head, make),
+                        partial(make, head=head),
                         f"{what}, never sent before",
                         len(head) + size,
                     )
@@ -273,8 +273,8 @@ def _page(memory: GuestMemory, block: int, page: int, patches: list[_Patch]) -> 
     return bytes(content)
 
 
-def _joined(head: bytes, make: Callable[[], bytes]) -> bytes:
-    return head + make()
+def _write(make: Callable[[], bytes], to: Target, head: bytes = b"") -> None:
+    to.write(head + make())
 
 
 # Offset of the byte of a bitmap that has the bit of a page, and the bit.

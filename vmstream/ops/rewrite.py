@@ -17,7 +17,7 @@ from vmstream.ops.inspect import layer_reports
 from vmstream.ops.memory import GuestMemory, MemoryOptions, index_memory
 from vmstream.ops.patch import patch_ram, random_access
 from vmstream.ops.pipeline import Progress, events, run
-from vmstream.ops.splice import placed, write_spliced
+from vmstream.ops.splice import Nowhere, write_spliced
 from vmstream.report import models
 from vmstream.stream.decoder import Decoder
 from vmstream.stream.events import (
@@ -78,24 +78,23 @@ def rewrite(
         except RecursionError:
             raise EncodeError("the vmdescription is nested too deep to be changed") from None
         splices = made.finish()
-        if options.output is not None:
-            out = (
-                stack.enter_context(OutputFile(to_file, force=options.force))
-                if to_file is not None
-                else StandardOutput()
-            )
-            write_spliced(
-                access, size, splices, out, sparse=bool(made.places.mapped), progress=progress
-            )
-            if isinstance(out, OutputFile):
-                out.commit()
+        out: OutputFile | StandardOutput | Nowhere = Nowhere()
+        if to_file is not None:
+            out = stack.enter_context(OutputFile(to_file, force=options.force))
+        elif options.output is not None:
+            out = StandardOutput()
+        written, output_size = write_spliced(
+            access, size, splices, out, sparse=bool(made.places.mapped), progress=progress
+        )
+        if isinstance(out, OutputFile):
+            out.commit()
     summary.finish()
     for found in memory.findings if memory is not None else ():
         if found not in summary.findings.kept:
             summary.findings.on(found)
     changes = [
-        models.ChangeReport(s.what, s.begin, s.end, at, s.length)
-        for s, at in placed(splices[:_MOST_CHANGES])
+        models.ChangeReport(s.what, s.begin, s.end, at, length)
+        for s, (at, length) in zip(splices[:_MOST_CHANGES], written, strict=False)
     ]
     report = models.RewriteReport(
         schema=models.REWRITE_SCHEMA,
@@ -103,7 +102,7 @@ def rewrite(
         input=source.name,
         input_size=size,
         output=None if options.output is None else str(options.output),
-        output_size=size + sum(s.delta for s in splices),
+        output_size=output_size,
         machine=summary.machine,
         change_count=len(splices),
         changes=changes,

@@ -5,18 +5,44 @@ What no splice names is copied as it is, so it is the same by construction, dama
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from itertools import pairwise
+from typing import Protocol
 
 from vmstream.errors import EncodeError, TruncatedError
 from vmstream.ops.pipeline import Progress
-from vmstream.transport.sink import Copier, OutputFile, StandardOutput
+from vmstream.transport.sink import Copier, OutputFile
 from vmstream.transport.source import RandomAccess
 
 _AT_ONCE = 1 << 20
 _BY_KERNEL = 64 << 20
 _BLOCK = 4096
+
+
+class Target(Protocol):
+    """What a splice that makes its data writes it to."""
+
+    @property
+    def offset(self) -> int:
+        """In the output, of what is written next."""
+        ...
+
+    def write(self, data: bytes | memoryview) -> None:
+        """Write bytes; they need not stay."""
+        ...
+
+    def skip(self, length: int) -> None:
+        """Write so many zeros, which a file need not have."""
+        ...
+
+
+class Output(Protocol):
+    """Where the result goes, in order."""
+
+    def write(self, offset: int, data: memoryview | bytes) -> None:
+        """Write what comes next, which stands at `offset`."""
+        ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,20 +52,20 @@ class Splice:
     Attributes:
         begin: Offset in the input, bytes.
         end: Behind the last byte that goes; `begin` for what is put in.
-        data: What comes: the bytes, or what makes them when they are written.
+        data: What comes: the bytes, or what writes them when it is their turn.
         what: For people: what it changes.
-        size: Bytes that come, if `data` makes them.
+        size: Bytes that come, if `data` writes them; `None` if that shows only then.
     """
 
     begin: int
     end: int
-    data: bytes | Callable[[], bytes]
+    data: bytes | Callable[[Target], None]
     what: str
     size: int | None = None
 
     @property
     def length(self) -> int:
-        """Bytes that come."""
+        """Bytes that come, as far as it is known before."""
         return len(self.data) if isinstance(self.data, bytes) else self.size or 0
 
     @property
@@ -63,23 +89,42 @@ def in_order(splices: Iterable[Splice]) -> list[Splice]:
     return found
 
 
-def placed(splices: Iterable[Splice]) -> Iterator[tuple[Splice, int]]:
-    """Yield splices in order, each with its offset in the output."""
-    shift = 0
-    for splice in splices:
-        yield splice, splice.begin + shift
-        shift += splice.delta
+class Nowhere:
+    """An output of which only the length is wanted."""
+
+    def write(self, offset: int, data: memoryview | bytes) -> None:
+        """Do nothing."""
+
+
+class _At:
+    """A `Target` in an output."""
+
+    def __init__(self, out: Output, offset: int) -> None:
+        self.offset = offset
+        self._out = out
+
+    def write(self, data: bytes | memoryview) -> None:
+        self._out.write(self.offset, data)
+        self.offset += len(data)
+
+    def skip(self, length: int) -> None:
+        if isinstance(self._out, (OutputFile, Nowhere)):
+            self.offset += length
+            return
+        zeros = memoryview(bytes(min(length, _AT_ONCE)))
+        for at in range(0, length, _AT_ONCE):
+            self.write(zeros[: length - at])
 
 
 def write_spliced(
     source: RandomAccess,
     size: int,
     splices: Iterable[Splice],
-    out: OutputFile | StandardOutput,
+    out: Output,
     *,
     sparse: bool = False,
     progress: Progress | None = None,
-) -> None:
+) -> tuple[list[tuple[int, int]], int]:
     """Write the input with its splices.
 
     Args:
@@ -90,39 +135,61 @@ def write_spliced(
         sparse: Leave out blocks of zeros, where the output is a file.
         progress: Called with (bytes of the input that are done, those there are).
 
+    Returns:
+        Of each splice, its offset in the output and its length; and the length of the output.
+
     Raises:
         TruncatedError: The input is shorter than it was.
         OSError: With the path.
 
     Memory:
-        A buffer of 1 MiB, and one splice that makes its data.
+        A buffer of 1 MiB, and what a splice has that makes its data.
     """
     buffer = memoryview(bytearray(_AT_ONCE))
-    at = to = 0
+    to = _At(out, 0)
+    at, places = 0, []
     for splice in (*splices, Splice(size, size, b"", "")):
         while at < splice.begin:
-            # Five times as fast as through a buffer, but it fills holes.
-            if not sparse and isinstance(out, OutputFile) and isinstance(source, Copier):
-                done = out.take(source, at, min(_BY_KERNEL, splice.begin - at), to)
-                at, to = at + done, to + done
-                if done:
-                    if progress is not None:
-                        progress(at, size)
-                    continue
-            part = buffer[: min(_AT_ONCE, splice.begin - at)]
-            got = source.read_into(at, part)
-            if got < len(part):
-                raise TruncatedError(at + got, "the input is shorter than it was")
-            whole = len(part) // _BLOCK * _BLOCK if sparse and isinstance(out, OutputFile) else 0
-            if whole and isinstance(out, OutputFile):
-                out.write_sparse(to, part[:whole], over=False)
-            if whole < len(part):
-                out.write(to + whole, part[whole:])
-            at, to = at + len(part), to + len(part)
+            done = _copy(source, at, splice.begin - at, to, buffer, sparse=sparse)
+            at += done
             if progress is not None:
                 progress(at, size)
-        data = splice.data if isinstance(splice.data, bytes) else splice.data()
-        out.write(to, data)
-        at, to = splice.end, to + len(data)
+        begin = to.offset
+        if isinstance(splice.data, bytes):
+            to.write(splice.data)
+        elif splice.size is not None and isinstance(out, Nowhere):
+            to.skip(splice.size)
+        else:
+            splice.data(to)
+        places.append((begin, to.offset - begin))
+        at = splice.end
     if isinstance(out, OutputFile):
-        out.resize(to)
+        out.resize(to.offset)
+    return places[:-1], to.offset
+
+
+# Copy some of a stretch of the input; return how much.
+def _copy(
+    source: RandomAccess, at: int, length: int, to: _At, buffer: memoryview, *, sparse: bool
+) -> int:
+    out = to._out
+    if isinstance(out, Nowhere):
+        to.offset += length
+        return length
+    # Five times as fast as through a buffer, but it fills holes.
+    if not sparse and isinstance(out, OutputFile) and isinstance(source, Copier):
+        done = out.take(source, at, min(_BY_KERNEL, length), to.offset)
+        if done:
+            to.offset += done
+            return done
+    part = buffer[: min(_AT_ONCE, length)]
+    got = source.read_into(at, part)
+    if got < len(part):
+        raise TruncatedError(at + got, "the input is shorter than it was")
+    whole = len(part) // _BLOCK * _BLOCK
+    if sparse and whole and isinstance(out, OutputFile):
+        out.write_sparse(to.offset, part[:whole], over=False)
+        to.skip(whole)
+        part = part[whole:]
+    to.write(part)
+    return got
