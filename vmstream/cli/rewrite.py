@@ -31,6 +31,7 @@ Examples:
   vmstream rewrite dump.bin -o new.bin --patch-ram pc.ram+0x1000=hex:9090
   vmstream rewrite dump.bin -o new.bin --drop-section '**/e1000'
   vmstream rewrite dump.bin -o new.bin --rename-block pc.ram=mem0
+  vmstream rewrite dump.bin -o small.bin --squash
   vmstream rewrite dump.bin --dry-run --set '**/halted=1'
 
 \b
@@ -84,6 +85,11 @@ def _pair(_ctx: object, _param: object, given: tuple[str, ...]) -> tuple[tuple[s
     metavar="FILE",
     help="Put in that of another stream, whose sections are the same by name, version and size.",
 )
+@click.option(
+    "--squash",
+    is_flag=True,
+    help="Make the stream plain: each page once, in its last version, in the order of the blocks.",
+)
 @click.option("--dry-run", is_flag=True, help="Say what would change, and write nothing.")
 @click.option("--force", is_flag=True, help="Replace a file that exists.")
 @click.option("--below-4g", type=byte_size, metavar="SIZE", help="Size of RAM below 4 GiB (x86).")
@@ -102,6 +108,7 @@ def command(
     renames: tuple[tuple[str, str], ...],
     strip_vmdescription: bool,
     add_vmdescription: str | None,
+    squash: bool,
     dry_run: bool,
     force: bool,
     below_4g: int | None,
@@ -127,7 +134,7 @@ def command(
         raise click.UsageError("-o - leaves no room for --json")
     options = RewriteOptions(
         output, sets, patches, drop_section, drop_subsection, renames, strip_vmdescription,
-        add_vmdescription, force, page_size, below_4g, max_ram, spool,
+        add_vmdescription, force, page_size, below_4g, max_ram, spool, squash,
     )  # fmt: skip
     with (
         OpenStream(

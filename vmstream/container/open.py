@@ -128,7 +128,11 @@ class OpenStream:
         self.source = OpenSource(path).source
         self.identity = self.source.identity
         if spool is not None and isinstance(self.source, PipeSource):
-            self.source = spooled(self.source, spool)
+            pipe = self.source
+            try:
+                self.source = spooled(pipe, spool)
+            finally:
+                pipe.close()
         try:
             self._take_off(digest=digest, image_only=image_only)
             if self.container.snapshot is not None:

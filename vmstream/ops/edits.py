@@ -6,7 +6,7 @@ import re
 import uuid
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
-from functools import partial
+from functools import cached_property, partial
 from pathlib import Path
 
 import numpy as np
@@ -20,11 +20,15 @@ from vmstream.errors import (
     quoted,
 )
 from vmstream.guest import values
+from vmstream.guest.coverage import BlockCoverage
 from vmstream.guest.devices import DeviceTree, Node, Section, path_pattern
 from vmstream.guest.vmdesc import Document
 from vmstream.ops.devices import Devices, find
 from vmstream.ops.inspect import Summary
+from vmstream.ops.lastpages import LastPages
+from vmstream.ops.memory import GuestMemory
 from vmstream.ops.pipeline import Consumer, run
+from vmstream.ops.plain import RAMPlaces, plain_blocks, plain_splices
 from vmstream.ops.splice import Splice, in_order
 from vmstream.report import models
 from vmstream.stream.decoder import Decoder
@@ -45,11 +49,12 @@ from vmstream.stream.events import (
     SectionStart,
     VMDescription,
 )
-from vmstream.transport.source import Source
+from vmstream.transport.source import RandomAccess, Source
 from vmstream.wire import build
 from vmstream.wire.constants import (
     CAP_IGNORE_SHARED,
     CAP_MAPPED_RAM,
+    FLAT_RAM,
     TARGET_PAGE_BITS,
     MigCmd,
     RAMSaveFlag,
@@ -91,7 +96,12 @@ class RewriteOptions:
         page_size: Target page size in bytes, if the user states it.
         below_4g: Size of RAM below 4 GiB in bytes, if the user states it.
         max_ram: RAM in bytes that a block list may state; MAX_RAM if `None`.
-        spool: Directory for pages that have no bytes in the input, as of `stream.memory()`.
+        spool: Directory for pages that have no bytes in the input, as of `stream.memory()`, and
+            for an input that cannot be sought in; by default that of the output.
+        squash: Make the stream plain: each page once, as it was left.
+        mapped: With `squash`, RAM as mapped-ram.
+        shared_blocks: Names of blocks whose memory is in a file (x-ignore-shared), and the files;
+            with `squash` it comes into the stream.
     """
 
     output: Path | None = None
@@ -107,6 +117,9 @@ class RewriteOptions:
     below_4g: int | None = None
     max_ram: int | None = None
     spool: str | None = None
+    squash: bool = False
+    mapped: bool = False
+    shared_blocks: tuple[tuple[str, Path], ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -155,7 +168,7 @@ class Places:
                 self._open = event
                 self._whole = event.section_type != SectionType.QEMU_VM_SECTION_FULL
                 if event.idstr == b"ram":
-                    self.flat = event.version_id == 3
+                    self.flat = event.version_id == FLAT_RAM
             case RAMBlockList():
                 self.block_list = event
             case MappedBlock():
@@ -249,27 +262,43 @@ class Editing:
     """What a stream is, as far as edits need it, and the splices so far."""
 
     def __init__(
-        self, source: Source, options: RewriteOptions, container: Container | None
+        self,
+        source: Source,
+        access: RandomAccess,
+        options: RewriteOptions,
+        container: Container | None,
     ) -> None:
         self.source = source
+        self.access = access
         self.options = options
         self.container = container
         self.summary = Summary()
         self.devices = Devices()
+        self.renames = {old.encode(): new.encode() for old, new in options.renames}
+        # Records of a plain stream are written anew.
+        self.plain = RAMPlaces() if options.squash else None
         self.places = Places(
-            frozenset(old.encode() for old, _ in options.renames),
+            frozenset(() if options.squash else self.renames),
             lambda path: any(_matches(p, path) for p in options.drop_sections),
         )
         self.splices: list[Splice] = []
+        # Pages that --patch-ram changes in a plain stream, by block and number.
+        self.changed: dict[int, dict[int, Callable[[], bytes]]] = {}
         self.doubts: tuple[str, ...] = ()
         self._document: Document | None = None
         self._text: bytes | None = None
         self._devices: DeviceTree | None = None
 
+    @cached_property
+    def coverage(self) -> list[BlockCoverage]:
+        """Pages that were sent, once all events were taken."""
+        return self.summary.coverage_blocks()
+
     @property
     def folds(self) -> list[Consumer]:
         """What is to take each event of the stream."""
-        return [self.summary, self.devices, self.places]
+        folds: list[Consumer] = [self.summary, self.devices, self.places]
+        return folds if self.plain is None else [*folds, self.plain]
 
     @property
     def _tree(self) -> DeviceTree:
@@ -311,7 +340,7 @@ class Editing:
         places = self.places
         if places.vmdescription is not None and not self.options.strip_vmdescription:
             raise EncodeError("the stream has a vmdescription: --strip-vmdescription takes it off")
-        if places.end is None or places.end.inferred or places.packages:
+        if places.end is None or places.end.inferred or (places.packages and not self.plain):
             raise EncodeError(
                 "no place for a vmdescription: it stands behind the end of a stream that is "
                 "whole, whose device sections are told apart, and that is no postcopy"
@@ -331,10 +360,10 @@ class Editing:
         self._text = self.devices.text = other.text
 
     def _configure(self, sets: list[tuple[str, str]]) -> None:
-        if not sets:
-            return
         event = self.places.configuration
         if event is None:
+            if not sets and not self.options.mapped:
+                return
             raise EncodeError(
                 "the stream has no configuration section: machine types up to 2.3 have none"
             )
@@ -343,6 +372,8 @@ class Editing:
         )
         for path, text in sets:
             made = self._configured(made, path.removeprefix(_CONFIGURATION), text)
+        if self.plain is not None:
+            made = self._of_plain(made)
         told = []
         for name in ("name", *_SUBSECTIONS):
             before, after = getattr(old, name), getattr(made, name)
@@ -382,17 +413,16 @@ class Editing:
                 raise EncodeError(
                     f"configuration.target_page_bits: RAM of the stream has pages of {size} bytes"
                 )
-        there = {*old.subsections} - {_SUBSECTIONS[name]}
-        if value is not None and value != ():
-            there.add(_SUBSECTIONS[name])
-        order = [s for s in _SUBSECTIONS.values() if s in there]
-        fields = {
-            "target_page_bits": old.target_page_bits,
-            "capabilities": old.capabilities,
-            "uuid": old.uuid,
-            name: value,
-        }
-        return ConfigurationValues(old.name, subsections=tuple(order), **fields)  # type: ignore[arg-type]
+        return _with(old, name, value)
+
+    # Capabilities that say how RAM stands in the stream.
+    def _of_plain(self, old: ConfigurationValues) -> ConfigurationValues:
+        gone = {CAP_MAPPED_RAM, *((CAP_IGNORE_SHARED,) if self.options.shared_blocks else ())}
+        value = [c for c in old.capabilities if c not in gone]
+        if self.options.mapped:
+            value.append(CAP_MAPPED_RAM)
+        same = tuple(value) == old.capabilities
+        return old if same else _with(old, "capabilities", tuple(value))
 
     def _set(self, path: str, text: str) -> None:
         for found in self._find(path):
@@ -443,7 +473,7 @@ class Editing:
             raise EncodeError("the vmdescription is not of its shape: it cannot be mended") from exc
 
     def _rename(self) -> None:
-        renames = {old.encode(): new.encode() for old, new in self.options.renames}
+        renames = self.renames
         if not renames:
             return
         listed = self.places.block_list
@@ -459,6 +489,8 @@ class Editing:
             raise EncodeError("two blocks of one name")
         if self.places.flat:
             raise EncodeError("RAM of section version 3 has no names of blocks")
+        if self.plain is not None:
+            return
         self.check_pages_here("--rename-block", "their packets have the names")
         at = self._entries()
         for name, places in zip(names, at, strict=True):
@@ -500,6 +532,28 @@ class Editing:
                 f"postcopy-preempt): {why}"
             )
 
+    def squash(self, memory: GuestMemory) -> None:
+        """Make the splices that make the stream plain.
+
+        Args:
+            memory: That of the stream, which is read when they are written.
+        """
+        plain, listed = self.plain, self.places.block_list
+        if plain is None:
+            return
+        capabilities = self.summary.capabilities
+        if self.options.shared_blocks and memory.elsewhere:
+            names = ", ".join(quoted(memory.blocks[b].idstr) for b in sorted(memory.elsewhere))
+            raise EncodeError(f"shared memory is given for some blocks, but not for {names}")
+        for block in memory.from_files:
+            self.coverage[block].sent.add_range(0, self.coverage[block].pages)
+        last = LastPages(memory, self.coverage)
+        last.changed = self.changed
+        shared = CAP_IGNORE_SHARED in capabilities and not self.options.shared_blocks
+        blocks = plain_blocks(listed.blocks if listed else (), self.renames, shared=shared)
+        self.splices += plain_splices(plain, last, blocks)
+        check_count(len(self.splices), 0)
+
     # The vmdescription as the edits leave it.
     def _describe(self) -> None:
         event, end = self.places.vmdescription, self.places.end
@@ -524,6 +578,8 @@ class Editing:
     def finish(self) -> list[Splice]:
         """Mend what states lengths, refuse what cannot be mended; return the splices in order."""
         places = self.places
+        if self.plain is not None:
+            return in_order(self.splices)
         for splice in self.splices if places.mapped else ():
             if splice.delta and splice.begin < places.mapped_end:
                 raise EncodeError(
@@ -538,6 +594,22 @@ class Editing:
                 what = f"PACKAGED: length {length} -> {length + delta}"
                 self.add(event.offset, event.end, made, what)
         return in_order(self.splices)
+
+
+def _with(
+    old: ConfigurationValues, name: str, value: int | bytes | tuple[bytes, ...] | None
+) -> ConfigurationValues:
+    there = {*old.subsections} - {_SUBSECTIONS[name]}
+    if value is not None and value != ():
+        there.add(_SUBSECTIONS[name])
+    order = [s for s in _SUBSECTIONS.values() if s in there]
+    fields = {
+        "target_page_bits": old.target_page_bits,
+        "capabilities": old.capabilities,
+        "uuid": old.uuid,
+        name: value,
+    }
+    return ConfigurationValues(old.name, subsections=tuple(order), **fields)  # type: ignore[arg-type]
 
 
 def _drop_device(device: Node, document: Document) -> None:

@@ -124,6 +124,11 @@ class GuestMemory:
         """Blocks whose memory is not in the stream, but in a file (x-ignore-shared)."""
         return frozenset(self._elsewhere)
 
+    @property
+    def from_files(self) -> frozenset[int]:
+        """Blocks whose memory was taken from a file that was given."""
+        return frozenset(self._index.from_files)
+
     def __enter__(self) -> Self:
         return self
 

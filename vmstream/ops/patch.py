@@ -15,13 +15,12 @@ from numpy.typing import NDArray
 from vmstream.errors import (
     AddressError,
     EncodeError,
-    UnsupportedError,
     quoted,
 )
 from vmstream.ops.edits import Editing, check_count
 from vmstream.ops.inspect import Summary
 from vmstream.ops.memory import GuestMemory
-from vmstream.ops.pipeline import Progress, events, run
+from vmstream.ops.pipeline import Progress, run
 from vmstream.ops.splice import Splice, Target
 from vmstream.stream.decoder import Decoder
 from vmstream.stream.events import (
@@ -31,7 +30,7 @@ from vmstream.stream.events import (
     MappedPages,
     PageBatch,
 )
-from vmstream.transport.source import FileSource, OpenSource, RandomAccess, Source
+from vmstream.transport.source import FileSource, OpenSource
 from vmstream.wire import build
 from vmstream.wire.constants import (
     PAGE_KINDS,
@@ -195,32 +194,35 @@ def patch_ram(
         total += len(pages)
         check_count(total, 0)
         touched.setdefault(p.block, []).append(pages)
-    last = _LastRecords(
-        {b: np.unique(np.concatenate(parts)) for b, parts in touched.items()},
-        size,
-        editing.summary,
+    editing.doubts = (
+        memory.map.doubts if any("+" not in a for a, _ in editing.options.patches) else ()
     )
-    decoder = Decoder(editing.options.page_size, max_ram=editing.options.max_ram)
-    run(editing.source, decoder, [last], progress)
     by_block: dict[int, list[_Patch]] = {}
     for p in patches:
         by_block.setdefault(p.block, []).append(p)
-    renames = {old.encode(): new.encode() for old, new in editing.options.renames}
+    wanted = {b: np.unique(np.concatenate(parts)) for b, parts in touched.items()}
+    for block in wanted:
+        if block in memory.elsewhere:
+            idstr = memory.blocks[block].idstr
+            raise EncodeError(f"block {quoted(idstr)} is shared memory: its pages are in a file")
+    if editing.plain is not None:
+        for block, pages in wanted.items():
+            editing.coverage[block].sent.add(pages)
+            editing.changed[block] = {
+                page: partial(_page, memory, block, page, mine)
+                for page, mine in _by_page(pages, by_block[block], size)
+            }
+        return
+    last = _LastRecords(wanted, size, editing.summary)
+    decoder = Decoder(editing.options.page_size, max_ram=editing.options.max_ram)
+    run(editing.source, decoder, [last], progress)
     bits: dict[int, int] = {}
     for block, pages in last.pages.items():
         idstr = memory.blocks[block].idstr
-        if block in memory.elsewhere:
-            raise EncodeError(f"block {quoted(idstr)} is shared memory: its pages are in a file")
-        named = b"" if places.flat else build.counted(renames.get(idstr, idstr))
-        mine, begin = by_block[block], 0
-        for i, page in enumerate(pages.tolist()):
-            while mine[begin].offset + mine[begin].length <= page * size:
-                begin += 1
-            stop = begin
-            while stop < len(mine) and mine[stop].offset < (page + 1) * size:
-                stop += 1
-            make = partial(_write, partial(_page, memory, block, page, mine[begin:stop]))
-            what = f"{mine[begin].edit}: {quoted(idstr)} page at {page * size:#x}"
+        named = b"" if places.flat else build.counted(editing.renames.get(idstr, idstr))
+        for i, (page, mine) in enumerate(_by_page(pages, by_block[block], size)):
+            make = partial(_write, partial(_page, memory, block, page, mine))
+            what = f"{mine[0].edit}: {quoted(idstr)} page at {page * size:#x}"
             record, end = int(last.record[block][i]), int(last.end[block][i])
             flags = int(last.flags[block][i])
             if not end:
@@ -253,11 +255,22 @@ def patch_ram(
         check_count(len(editing.splices), 0)
     for at, bit in bits.items():
         byte = bytearray(1)
-        random_access(editing.source).read_into(at, memoryview(byte))
+        editing.access.read_into(at, memoryview(byte))
         editing.add(at, at + 1, bytes([byte[0] | bit]), "--patch-ram: bitmap of mapped-ram")
-    editing.doubts = (
-        memory.map.doubts if any("+" not in a for a, _ in editing.options.patches) else ()
-    )
+
+
+# Pages, with the patches that touch each. Both are in order.
+def _by_page(
+    pages: _Numbers, patches: list[_Patch], size: int
+) -> Iterator[tuple[int, list[_Patch]]]:
+    begin = 0
+    for page in pages.tolist():
+        while patches[begin].offset + patches[begin].length <= page * size:
+            begin += 1
+        stop = begin
+        while stop < len(patches) and patches[stop].offset < (page + 1) * size:
+            stop += 1
+        yield page, patches[begin:stop]
 
 
 # A page of the guest with the patches that are in it.
@@ -283,19 +296,3 @@ def _bit(event: MappedBlock, page: int) -> tuple[int, int]:
     byte = page // 8
     within = byte % order
     return event.bitmap_offset + byte - within + (order - 1 - within), 1 << page % 8
-
-
-def random_access(source: Source) -> RandomAccess:
-    """Return a source that can be read here and there.
-
-    Raises:
-        StreamError: It is no stream, or one that cannot be: UnsupportedError.
-    """
-    if not source.seekable or source.size is None or not isinstance(source, RandomAccess):
-        next(events(source, Decoder(strict=True)))  # what is no stream is the first thing to say
-        raise UnsupportedError(
-            0,
-            "a stream is rewritten where it can be sought in, and this is a pipe or compressed",
-            advice="save it to a file, unpacked, or give --spool DIR for a pipe",
-        )
-    return source

@@ -3,28 +3,25 @@
 from __future__ import annotations
 
 import contextlib
+import tempfile
 from collections.abc import Iterator
+from pathlib import Path
 
 from vmstream.container.layers import Container
-from vmstream.errors import (
-    EXIT_FINDINGS,
-    EncodeError,
-    StreamError,
-)
+from vmstream.errors import EXIT_FINDINGS, EncodeError, StreamError
+from vmstream.ops.channels import Channels
 from vmstream.ops.edits import Editing, RewriteOptions
 from vmstream.ops.encode import STANDARD_OUTPUT
 from vmstream.ops.inspect import layer_reports
 from vmstream.ops.memory import GuestMemory, MemoryOptions, index_memory
-from vmstream.ops.patch import patch_ram, random_access
-from vmstream.ops.pipeline import Progress, events, run
+from vmstream.ops.patch import patch_ram
+from vmstream.ops.pipeline import Progress, events
 from vmstream.ops.splice import Nowhere, write_spliced
 from vmstream.report import models
 from vmstream.stream.decoder import Decoder
-from vmstream.stream.events import (
-    Event,
-)
+from vmstream.stream.events import Event
 from vmstream.transport.sink import OutputFile, StandardOutput, check_free, check_parent
-from vmstream.transport.source import Source
+from vmstream.transport.source import RandomAccess, Source, spooled
 from vmstream.version import __version__
 
 _MOST_CHANGES = 4096
@@ -35,14 +32,16 @@ def rewrite(
     options: RewriteOptions,
     progress: Progress | None = None,
     container: Container | None = None,
+    channels: Channels | None = None,
 ) -> tuple[models.RewriteReport, int]:
     """Write a stream with edits; with none, a copy.
 
     Args:
-        source: The input, one to seek in.
+        source: The input. One that cannot be sought in is copied to a temporary file first.
         options: The edits.
         progress: Called with (offset, size or None).
         container: What is around the stream; it is left out of the output.
+        channels: Recorded beside the main one.
 
     Returns:
         The account, and the exit status: that of the findings.
@@ -50,31 +49,32 @@ def rewrite(
     Raises:
         EncodeError: An edit cannot be made, or its result would be no valid stream.
         OutputError: Nothing is of that name, or the output's name is taken.
-        StreamError: The input is no stream. UnsupportedError: It cannot be sought in.
+        StreamError: The input is no stream, or not complete and to be made plain.
         OSError: With the path.
     """
-    access, size = random_access(source), source.size or 0
     to_file = options.output if options.output != STANDARD_OUTPUT else None
     if to_file is not None:
         check_free(to_file, force=options.force, keep=source.identity)
         check_parent(to_file)
-    made = Editing(source, options, container)
-    summary = made.summary
     decoder = Decoder(options.page_size, max_ram=options.max_ram)
     with contextlib.ExitStack() as stack:
-        memory = None
-        if options.patches:
-            memory = stack.enter_context(_memory(made, decoder, progress))
+        source, access, size = stack.enter_context(_in_place(source, options))
+        made = Editing(source, access, options, container)
+        summary, memory = made.summary, None
+        if options.patches or options.squash:
+            memory = stack.enter_context(_memory(made, decoder, progress, channels))
         else:
-            run(source, decoder, made.folds, progress, container)
+            for _ in _folded(made, decoder, progress, channels):
+                pass
         if not summary.read and summary.findings.error is not None:
             raise summary.findings.error
-        if made.places.mapped and source.origin:
+        if made.places.mapped and source.origin and not options.squash:
             raise EncodeError("mapped-ram behind other bytes: its offsets are those of the file")
         try:
             made.edit()
             if memory is not None:
                 patch_ram(made, memory, stack, progress)
+                made.squash(memory)
         except RecursionError:
             raise EncodeError("the vmdescription is nested too deep to be changed") from None
         splices = made.finish()
@@ -113,18 +113,57 @@ def rewrite(
     return report, summary.findings.exit_code or (EXIT_FINDINGS if made.doubts else 0)
 
 
-# Guest memory, by a walk that the other folds take part in.
-def _memory(made: Editing, decoder: Decoder, progress: Progress | None) -> GuestMemory:
-    def all_events() -> Iterator[Event]:
-        for event in events(made.source, decoder, progress, made.container):
-            for fold in made.folds:
-                fold.on(event)
-            yield event
-
-    options = made.options
-    memory_options = MemoryOptions(True, options.below_4g, options.spool, options.max_ram)
+# What is written in another order than it comes is read here and there.
+@contextlib.contextmanager
+def _in_place(
+    source: Source, options: RewriteOptions
+) -> Iterator[tuple[Source, RandomAccess, int]]:
+    if source.seekable and source.size is not None and isinstance(source, RandomAccess):
+        yield source, source, source.size
+        return
+    next(events(source, Decoder(strict=True)))  # what is no stream is the first thing to say
+    copy = spooled(source, _room(options))
     try:
-        return index_memory(all_events(), made.source, memory_options)
-    except StreamError:
-        made.check_pages_here("--patch-ram", "write the change to a stream that has its pages")
+        yield copy, copy, copy.size or 0
+    finally:
+        copy.close()
+
+
+# Directory for temporary files.
+def _room(options: RewriteOptions) -> str | Path:
+    if options.spool is None and options.output not in (None, STANDARD_OUTPUT):
+        return options.output.parent
+    return options.spool or tempfile.gettempdir()
+
+
+def _folded(
+    made: Editing, decoder: Decoder, progress: Progress | None, channels: Channels | None
+) -> Iterator[Event]:
+    for event in events(made.source, decoder, progress, made.container, channels):
+        for fold in made.folds:
+            fold.on(event)
+        yield event
+
+
+# Guest memory, by a walk that the other folds take part in.
+def _memory(
+    made: Editing, decoder: Decoder, progress: Progress | None, channels: Channels | None
+) -> GuestMemory:
+    options = made.options
+    memory_options = MemoryOptions(
+        not options.squash,
+        options.below_4g,
+        _room(options),
+        options.max_ram,
+        options.shared_blocks,
+    )
+    try:
+        return index_memory(
+            _folded(made, decoder, progress, channels), made.source, memory_options, channels
+        )
+    except StreamError as error:
+        if options.squash:
+            error.advice = "vmstream extract-ram --partial writes the memory that is there"
+        else:
+            made.check_pages_here("--patch-ram", "write the change to a stream that has its pages")
         raise

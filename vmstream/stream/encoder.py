@@ -37,7 +37,7 @@ from vmstream.stream.events import (
     VMDescription,
 )
 from vmstream.wire import build
-from vmstream.wire.constants import CAP_MAPPED_RAM, RAMSaveFlag, SectionType
+from vmstream.wire.constants import CAP_MAPPED_RAM, FLAT_RAM, RAMSaveFlag, SectionType
 from vmstream.wire.layout import RAM_WORD_SIZE
 from vmstream.wire.live import BitmapBits, BitmapComplete, BitmapStart, BodyEnd
 from vmstream.wire.parse import BlockEntry, ConfigurationValues, SectionHead
@@ -114,7 +114,7 @@ class Encoder:
     def _start(self, event: SectionStart) -> bytes:
         self._section, self._record = event, None
         if event.idstr == b"ram":
-            self._flat = event.version_id == 3
+            self._flat = event.version_id == FLAT_RAM
         if event.section_type not in _STARTS:
             return build.section_part(event.section_type, event.section_id)
         head = SectionHead(

@@ -24,9 +24,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from vmstream.errors import EncodeError
-from vmstream.stream.events import Configuration, RAMBlock
+from vmstream.stream.events import Configuration, RAMBlock, SectionStart
 from vmstream.wire import build
-from vmstream.wire.constants import DEFAULT_PAGE_SIZE, RAMSaveFlag, SectionType
+from vmstream.wire.constants import DEFAULT_PAGE_SIZE, FLAT_RAM, RAMSaveFlag, SectionType
 from vmstream.wire.layout import RAM_WORD_SIZE, ZERO_STRIDE
 from vmstream.wire.parse import BlockEntry, ConfigurationValues, SectionHead
 
@@ -65,6 +65,7 @@ class StreamWriter:
         self._open: int | None = None  # section whose body is being written
         self._kind = SectionType.QEMU_VM_EOF  # of that section or part
         self._block = -1  # of the record before, in this section or part
+        self._flat = False  # RAM section version 3
         self._buffer = np.empty(_AT_ONCE, np.uint8)
 
     def raw(self, data: bytes | memoryview) -> None:
@@ -93,7 +94,15 @@ class StreamWriter:
         kind = SectionType.QEMU_VM_SECTION_START
         made = self._head(kind, idstr, instance_id, version_id, section_id)
         self._live[made] = idstr
+        if idstr == b"ram":
+            self._flat = version_id == FLAT_RAM
         return made
+
+    def go_on(self, start: SectionStart, blocks: tuple[RAMBlock, ...] = ()) -> None:
+        """Take it that a START was written elsewhere, and the block list if it is that of 'ram'."""
+        self._live[start.section_id] = start.idstr
+        if start.idstr == b"ram":
+            self.blocks, self._flat = blocks, start.version_id == FLAT_RAM
 
     def part(self, section_id: int) -> None:
         """Open a PART of a section that was started."""
@@ -140,12 +149,12 @@ class StreamWriter:
         self.raw(build.command(cmd, data))
 
     def block_list(self, blocks: tuple[RAMBlock, ...]) -> None:
-        """Write MEM_SIZE and the block list, behind the START of 'ram' of version 4."""
+        """Write MEM_SIZE and the block list, behind the START of 'ram'; version 3 has no list."""
         self._in_ram()
         self.blocks = blocks
         total = sum(b.used_length for b in blocks)
         self.raw(build.ram_word(total, RAMSaveFlag.MEM_SIZE))
-        for b in blocks:
+        for b in () if self._flat else blocks:
             entry = BlockEntry(b.idstr, b.used_length, b.host_page_size, b.gpa, None)
             self.raw(build.ram_block(entry))
 
@@ -238,13 +247,15 @@ class StreamWriter:
         self, block: int, offset: int, zero: NDArray[np.bool_], pages: NDArray[np.uint8]
     ) -> None:
         size, count = self.page_size, len(zero)
-        name = b"" if block == self._block else build.counted(self.blocks[block].idstr)
+        # Records of version 3 have neither a name nor the flag that says so.
+        again = 0 if self._flat else _CONTINUE
+        name = b"" if block == self._block or self._flat else _name(self.blocks[block])
         sizes = np.where(zero, ZERO_STRIDE, RAM_WORD_SIZE + size)
         sizes[0] += len(name)
         ends = np.cumsum(sizes)
         out = self._buffer[: int(ends[-1])]
         heads = np.arange(offset, offset + count * size, size, dtype=np.uint64)
-        heads |= np.where(zero, _ZERO | _CONTINUE, _PAGE | _CONTINUE).astype(np.uint64)
+        heads |= np.where(zero, _ZERO | again, _PAGE | again).astype(np.uint64)
         if name:
             heads[0] ^= np.uint64(_CONTINUE)
             out[RAM_WORD_SIZE : RAM_WORD_SIZE + len(name)] = np.frombuffer(name, np.uint8)
@@ -265,3 +276,7 @@ class StreamWriter:
                 rows[:] = pages[begin:stop]
         self._block = block
         self.raw(out.data)
+
+
+def _name(block: RAMBlock) -> bytes:
+    return build.counted(block.idstr)

@@ -476,11 +476,12 @@ def read_small(path: str | os.PathLike[str], most: int) -> bytes:
     return data
 
 
-def spooled(source: PipeSource, directory: str | os.PathLike[str]) -> FileSource:
-    """Copy what a pipe holds to a file without a name, and close the pipe.
+def spooled(source: Source, directory: str | os.PathLike[str]) -> FileSource:
+    """Copy what can only be read in order to a file without a name.
 
     Raises:
         OSError: The directory cannot be written to, or is full; with its path.
+        StreamError: What holds the stream is damaged.
     """
     try:
         with tempfile.TemporaryFile(dir=directory, buffering=0) as file:
@@ -490,8 +491,6 @@ def spooled(source: PipeSource, directory: str | os.PathLike[str]) -> FileSource
             return FileSource(os.dup(file.fileno()), source.name)
     except OSError as exc:
         raise OSError(exc.errno, exc.strerror, os.fspath(directory)) from exc
-    finally:
-        source.close()
 
 
 def _open(path: str | os.PathLike[str]) -> Source:

@@ -45,6 +45,10 @@ class SectionType(IntEnum):
     QEMU_VM_SECTION_FOOTER = 0x7E  # since 2.4
 
 
+# RAM is one flat space in this version of its section. QEMU v0.12.0 vl.c ram_save_live().
+FLAT_RAM = 3
+
+
 class MigCmd(IntEnum):
     """Commands. QEMU v10.1.0 migration/savevm.c enum qemu_vm_cmd.
 
