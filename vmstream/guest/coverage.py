@@ -97,6 +97,11 @@ class PageBitmap:
         bits = np.unpackbits(self._bits[first >> 3 : (stop + 7) >> 3], bitorder="little")
         return bits[first & 7 :][: stop - first].view(np.bool_)
 
+    @property
+    def data(self) -> memoryview:
+        """The bits, borrowed: page n is bit n % 8 of byte n // 8; bits behind the last are 0."""
+        return memoryview(self._bytes).toreadonly()
+
     def count(self) -> int:
         """Return the number of pages in the set."""
         step = 1 << 20

@@ -36,6 +36,14 @@ class Target(Protocol):
         """Write so many zeros, which a file need not have."""
         ...
 
+    def put(self, offset: int, data: bytes | memoryview) -> None:
+        """Write bytes at a place that was skipped; they need not stay.
+
+        Raises:
+            EncodeError: The output is none to seek in, even if there are no bytes.
+        """
+        ...
+
 
 class Output(Protocol):
     """Where the result goes, in order."""
@@ -114,6 +122,15 @@ class _At:
         zeros = memoryview(bytes(min(length, _AT_ONCE)))
         for at in range(0, length, _AT_ONCE):
             self.write(zeros[: length - at])
+
+    def put(self, offset: int, data: bytes | memoryview) -> None:
+        if not isinstance(self._out, (OutputFile, Nowhere)):
+            raise EncodeError(
+                "mapped-ram has bitmaps that are written when their pages are: it goes to a file, "
+                "and not to standard output or into a compressed stream"
+            )
+        if len(data):
+            self._out.write(offset, data)
 
 
 def write_spliced(

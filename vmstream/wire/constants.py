@@ -256,6 +256,10 @@ QCOW2_MAX_SNAPSHOT_TABLE = 1024 * QCOW2_MAX_SNAPSHOTS
 QCOW2_MAX_SNAPSHOT_EXTRA = 1024
 QCOW2_MAX_L1 = 32 << 20
 
+# Page areas of mapped-ram start at a multiple of it in the file, bytes. QEMU v10.1.0
+# migration/ram.c.
+MAPPED_RAM_FILE_OFFSET_ALIGNMENT = 1 << 20
+
 # Bounds of our own: what a stream may make us hold. QEMU sets none of them.
 MAX_RAM_BLOCKS = 4096
 MAX_RAM = 1 << 42  # bytes a block list may state, in pages of 4 KiB: each takes 3 bits at most
