@@ -12,7 +12,7 @@ from typing import Protocol
 
 from vmstream.errors import EncodeError, TruncatedError
 from vmstream.ops.pipeline import Progress
-from vmstream.transport.sink import Copier, OutputFile
+from vmstream.transport.sink import Copier, Output, OutputFile
 from vmstream.transport.source import RandomAccess
 
 _AT_ONCE = 1 << 20
@@ -34,14 +34,6 @@ class Target(Protocol):
 
     def skip(self, length: int) -> None:
         """Write so many zeros, which a file need not have."""
-        ...
-
-
-class Output(Protocol):
-    """Where the result goes, in order."""
-
-    def write(self, offset: int, data: memoryview | bytes) -> None:
-        """Write what comes next, which stands at `offset`."""
         ...
 
 
