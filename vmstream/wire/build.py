@@ -264,6 +264,7 @@ def lzop_header(flags: LzopFlag) -> bytes:
         "method": 1,
         "level": 5,
         "flags": flags,
+        "filter": None,
         "mode": 0,
         "mtime_low": 0,
         "mtime_high": 0,
