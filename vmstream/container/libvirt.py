@@ -1,17 +1,18 @@
 """The save image of libvirt: a header, the domain XML, then the stream or a compressed file of it.
 
-libvirt src/qemu/qemu_saveimage.c qemuSaveImageOpen().
+libvirt src/qemu/qemu_saveimage.c qemuSaveImageOpen(), virQEMUSaveDataWrite().
 """
 
 from __future__ import annotations
 
 import re
+from xml.parsers import expat
 from xml.sax.saxutils import unescape
 
 from vmstream.container.layers import Container, Finding, Layer, SaveImage, ShiftedSource
-from vmstream.errors import LimitError, TruncatedError
+from vmstream.errors import EncodeError, LimitError, TruncatedError
 from vmstream.transport.source import Source
-from vmstream.wire import grammar, parse
+from vmstream.wire import build, grammar, parse
 from vmstream.wire.constants import LZOP_MAGIC, MAX_SAVE_XML, QEMU_SAVE_FORMATS, QEMU_VM_FILE_MAGIC
 
 # What stands behind the XML starts with one of these, by format.
@@ -26,6 +27,12 @@ _HEADER = grammar.save_header("little").sizeof()
 # repetition has a bound.
 _NAME = re.compile(rb"<domain\b[^<>]{0,4096}>\s{0,256}<name>([^<]{1,1024})</name>")
 _NAME_WITHIN = 64 << 10
+
+# So that the XML can be replaced with a longer one. libvirt src/qemu/qemu_saveimage.c
+# virQEMUSaveDataWrite().
+_PADDING = 64 << 10
+
+_XML_ADVICE = "give the XML of 'virsh dumpxml' or 'virsh save-image-dumpxml'"
 
 
 def open_save_image(source: Source, container: Container) -> Source:
@@ -134,3 +141,60 @@ def note_format(container: Container, image: SaveImage, found: str) -> None:
                 f"offset 0x1c, libvirt header: the format is {stated}, but the data is {found}",
             )
         )
+
+
+def save_head(xml: bytes, form: str, *, running: bool, cookie: bytes | None = None) -> bytes:
+    """Make what stands in front of the stream in a save image.
+
+    Args:
+        xml: The domain XML; a NUL is put behind it.
+        form: Of what follows, one of QEMU_SAVE_FORMATS. The offsets in a mapped-ram stream
+            ('sparse') are those in the image.
+        running: Whether 'virsh restore' lets the guest run.
+        cookie: libvirt's own XML of another image of this domain, if there is one.
+
+    Raises:
+        EncodeError: libvirt would not take the XML.
+
+    Wire:
+        Header, XML, NUL, cookie, NUL, and 64 KiB of zeros: no alignment for any format.
+        libvirt src/qemu/qemu_saveimage.c virQEMUSaveDataWrite().
+    """
+    area = xml + b"\0" + (b"" if cookie is None else cookie + b"\0") + bytes(_PADDING)
+    if len(area) > MAX_SAVE_XML:
+        raise EncodeError(
+            f"domain XML: {len(area)} bytes with cookie and padding, over {MAX_SAVE_XML}; "
+            + _XML_ADVICE
+        )
+    if b"\0" in xml or b"\0" in (cookie or b""):
+        raise EncodeError(f"domain XML: a NUL within, which ends it in an image; {_XML_ADVICE}")
+    _check_xml(xml)
+    header = parse.SaveHeader(
+        byte_order="little",
+        finished=True,
+        version=2,
+        data_length=len(area),
+        was_running=running,
+        format=QEMU_SAVE_FORMATS.index(form),
+        cookie_offset=0 if cookie is None else len(xml) + 1,
+    )
+    return build.save_header(header) + area
+
+
+# A parser that stops at a document type, which could define what expands.
+def _check_xml(xml: bytes) -> None:
+    def root(name: str, _: dict[str, str]) -> None:
+        parser.StartElementHandler = None
+        if name != "domain":
+            raise EncodeError(f"domain XML: the document is a <{name}>, no <domain>; {_XML_ADVICE}")
+
+    def doctype(*_: object) -> None:
+        raise EncodeError("domain XML: it has a document type, which no domain has; leave that out")
+
+    parser = expat.ParserCreate()
+    parser.StartElementHandler = root
+    parser.StartDoctypeDeclHandler = doctype
+    try:
+        parser.Parse(xml, True)
+    except (expat.ExpatError, ValueError, LookupError) as error:
+        raise EncodeError(f"domain XML: {error}; {_XML_ADVICE}") from error

@@ -12,7 +12,7 @@ from typing import Protocol
 
 from vmstream.errors import EncodeError, TruncatedError
 from vmstream.ops.pipeline import Progress
-from vmstream.transport.sink import Copier, OutputFile
+from vmstream.transport.sink import Copier, Output, OutputFile
 from vmstream.transport.source import RandomAccess
 
 _AT_ONCE = 1 << 20
@@ -42,14 +42,6 @@ class Target(Protocol):
         Raises:
             EncodeError: The output is none to seek in, even if there are no bytes.
         """
-        ...
-
-
-class Output(Protocol):
-    """Where the result goes, in order."""
-
-    def write(self, offset: int, data: memoryview | bytes) -> None:
-        """Write what comes next, which stands at `offset`."""
         ...
 
 

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import bz2
 import gzip
+import lzma
 import os
 import zlib
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from functools import partial
-from typing import TypeVar
+from typing import Generic, TypeVar
 
 import zstandard
 
@@ -18,31 +20,95 @@ from vmstream.transport.sink import SparseFile
 # Suffix of a file that is compressed as a whole, by codec.
 SUFFIXES = {"gzip": ".gz", "zstd": ".zst"}
 
-# Bytes of a file that are compressed at a time: with gzip, those of a member.
-_CHUNK = 4 << 20
+# Bytes of a file that are compressed at a time: those of a member.
+CHUNK = 4 << 20
 
 _GZIP_LEVEL, _ZLIB_LEVEL = 1, 1
 _ZSTD_LEVEL, _ZSTD_PAGE_LEVEL = 3, 1
+# What libvirt calls xz with, src/qemu/qemu_saveimage.c qemuSaveImageGetCompressionProgram(). Its
+# window is as long as a chunk: a higher one would find nothing more in that.
+_XZ_PRESET = 3
+
+# What makes a member of a chunk, by codec: a file is any number of them, one behind another.
+MEMBERS: dict[str, Callable[[bytearray | memoryview], bytes]] = {
+    "gzip": partial(gzip.compress, compresslevel=_GZIP_LEVEL, mtime=0),
+    "bzip2": bz2.compress,
+    "xz": partial(lzma.compress, preset=_XZ_PRESET),
+}
 
 _Item = TypeVar("_Item")
 _Result = TypeVar("_Result")
 
 
-def in_order(work: Callable[[_Item], _Result], items: Iterable[_Item]) -> Iterator[_Result]:
-    """Yield work(item) for each item, in order, made on as many threads as there are CPUs.
+class Workers(Generic[_Item, _Result]):
+    """As many threads as there are CPUs, whose results come in the order of the items.
+
+    Args:
+        work: What is done with an item.
 
     Memory:
         Two items a thread are taken ahead of the result that is waited for.
     """
-    threads = len(os.sched_getaffinity(0))
-    waiting: deque[Future[_Result]] = deque()
-    with ThreadPoolExecutor(threads) as pool:
+
+    def __init__(self, work: Callable[[_Item], _Result]) -> None:
+        self._work = work
+        self._threads = len(os.sched_getaffinity(0))
+        self._pool = ThreadPoolExecutor(self._threads)
+        self._waiting: deque[Future[_Result]] = deque()
+
+    def give(self, item: _Item) -> Iterable[_Result]:
+        """Take an item; return the result that is next, if it is time to wait for it.
+
+        Raises:
+            Exception: That of the work on an earlier item; there are no more results then.
+        """
+        self._waiting.append(self._pool.submit(self._work, item))
+        return self._results(2 * self._threads)
+
+    def rest(self) -> Iterable[_Result]:
+        """Yield the results that are left, and end the threads."""
+        yield from self._results(0)
+        self.close()
+
+    def close(self) -> None:
+        """End the threads; what they did not begin is left."""
+        self._pool.shutdown(cancel_futures=True)
+
+    def _results(self, most: int) -> Iterator[_Result]:
+        while len(self._waiting) > most:
+            yield self._waiting.popleft().result()
+
+
+def in_order(work: Callable[[_Item], _Result], items: Iterable[_Item]) -> Iterator[_Result]:
+    """Yield work(item) for each item, in order, made by `Workers`."""
+    workers = Workers(work)
+    try:
         for item in items:
-            waiting.append(pool.submit(work, item))
-            if len(waiting) > 2 * threads:
-                yield waiting.popleft().result()
-        while waiting:
-            yield waiting.popleft().result()
+            yield from workers.give(item)
+        yield from workers.rest()
+    finally:
+        workers.close()
+
+
+class ZstdFrame:
+    """One frame with a checksum, made by threads of the library's own.
+
+    Args:
+        size: Bytes of what is given, if that is known.
+    """
+
+    def __init__(self, size: int = -1) -> None:
+        self._packer = zstandard.ZstdCompressor(
+            level=_ZSTD_LEVEL, threads=-1, write_checksum=True
+        ).compressobj(size=size)
+
+    def give(self, data: bytearray | memoryview) -> Iterable[bytes]:
+        """Take what comes next; return what there is of the frame."""
+        return (self._packer.compress(data),)
+
+    def rest(self) -> Iterable[bytes]:
+        """Return the end of the frame."""
+        return (self._packer.flush(),)
 
 
 def page_codec(name: str, page_size: int) -> Callable[[memoryview], bytes]:
@@ -66,21 +132,19 @@ def compressed(source: SparseFile, codec: str | None) -> Iterator[memoryview | b
         codec: 'zstd', one frame with content size and checksum; 'gzip', a member for each 4 MiB;
             `None` for the bytes as they are.
     """
-    chunks = source.chunks(_CHUNK)
+    chunks = source.chunks(CHUNK)
     if codec == "gzip":
         return in_order(_Members(), chunks)
-    zeros = memoryview(bytes(_CHUNK))
+    zeros = memoryview(bytes(CHUNK))
     plain = (zeros[:count] if data is None else data for count, data in chunks)
-    return plain if codec is None else _zstd(plain, source.size)
+    return plain if codec is None else _framed(plain, source.size)
 
 
-def _zstd(plain: Iterable[memoryview], size: int) -> Iterator[bytes]:
-    packer = zstandard.ZstdCompressor(
-        level=_ZSTD_LEVEL, threads=-1, write_checksum=True
-    ).compressobj(size=size)
+def _framed(plain: Iterable[memoryview], size: int) -> Iterator[bytes]:
+    frame = ZstdFrame(size)
     for data in plain:
-        yield packer.compress(data)
-    yield packer.flush()
+        yield from frame.give(data)
+    yield from frame.rest()
 
 
 # One of zeros is made once for each length.
@@ -91,7 +155,7 @@ class _Members:
     def __call__(self, chunk: tuple[int, memoryview | None]) -> bytes:
         count, data = chunk
         if data is not None:
-            return gzip.compress(data, _GZIP_LEVEL, mtime=0)
+            return MEMBERS["gzip"](data)
         if count not in self._zeros:
-            self._zeros[count] = gzip.compress(bytes(count), _GZIP_LEVEL, mtime=0)
+            self._zeros[count] = MEMBERS["gzip"](memoryview(bytes(count)))
         return self._zeros[count]

@@ -28,6 +28,14 @@ _STDOUT = 1
 _BLOCK = 4096
 
 
+class Output(Protocol):
+    """Where a result goes, in order."""
+
+    def write(self, offset: int, data: memoryview | bytes) -> None:
+        """Write what comes next, which stands at `offset`."""
+        ...
+
+
 class SparseFile:
     """A file to write pages to and read them from; what was not written is zeros.
 

@@ -5,6 +5,7 @@ A value that does not fit its field is an `EncodeError` that names it; nothing i
 
 from __future__ import annotations
 
+import zlib
 from typing import Any
 
 import construct
@@ -13,9 +14,13 @@ from vmstream.errors import EncodeError
 from vmstream.wire import grammar
 from vmstream.wire.constants import (
     BDRV_SECTOR_BITS,
+    LZOP_MAGIC,
+    QEMU_SAVE_MAGIC,
+    QEMU_SAVE_PARTIAL,
     BlkMigFlag,
     DirtyBitmapMigFlag,
     DirtyBitmapStartFlag,
+    LzopFlag,
     MigCmd,
     RAMSaveFlag,
     SectionType,
@@ -38,7 +43,14 @@ from vmstream.wire.live import (
     VFIOData,
     VFIOTag,
 )
-from vmstream.wire.parse import BlockEntry, ConfigurationValues, MappedEntry, SectionHead
+from vmstream.wire.parse import (
+    BlockEntry,
+    ConfigurationValues,
+    LzopBlock,
+    MappedEntry,
+    SaveHeader,
+    SectionHead,
+)
 
 
 def _build(what: construct.Construct, value: Any, context: str, **params: Any) -> bytes:
@@ -234,3 +246,36 @@ BODY_ENDS: dict[bytes, bytes] = {
     b"spapr/htab": bytes(grammar.HTAB_CHUNK.sizeof()),
 }
 VFIO_END = _word(VFIOMigFlag.END_OF_STATE)
+
+
+def save_header(header: SaveHeader) -> bytes:
+    """Header of a libvirt save image."""
+    value = {name: getattr(header, name) for name in SaveHeader.__slots__}
+    value["magic"] = QEMU_SAVE_MAGIC if header.finished else QEMU_SAVE_PARTIAL
+    return _build(grammar.save_header(header.byte_order), value, "libvirt header")
+
+
+def lzop_header(flags: LzopFlag) -> bytes:
+    """Header of an lzop file of version 1.040, as `lzop` makes it of standard input."""
+    value = {
+        "version": 0x1040,
+        "library_version": 0x20A0,
+        "version_needed": 0x0940,
+        "method": 1,
+        "level": 5,
+        "flags": flags,
+        "filter": None,
+        "mode": 0,
+        "mtime_low": 0,
+        "mtime_high": 0,
+        "name": b"",
+        "checksum": 0,
+    }
+    made = _build(grammar.LZOP_HEADER, value, "lzop header")[:-4]
+    return made + zlib.adler32(made[len(LZOP_MAGIC) :]).to_bytes(4, "big")
+
+
+def lzop_block(block: LzopBlock, flags: LzopFlag) -> bytes:
+    """Head of a block of an lzop file with these flags."""
+    value = {name: getattr(block, name) for name in LzopBlock.__slots__}
+    return _build(grammar.LZOP_BLOCK, value, "lzop block", flags=flags)

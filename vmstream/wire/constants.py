@@ -290,9 +290,12 @@ class LzopFlag(IntFlag):
 
     ADLER32_D = 0x0001  # of a block unpacked
     ADLER32_C = 0x0002  # of a block packed
+    STDIN = 0x0004  # it was made of standard input,
+    STDOUT = 0x0008  # and on standard output: no name and mode to restore
     EXTRA_FIELD = 0x0040
     CRC32_D = 0x0100
     CRC32_C = 0x0200
     MULTIPART = 0x0400
     FILTER = 0x0800
     HEADER_CRC32 = 0x1000  # else the header has an Adler-32
+    OS_UNIX = 0x03000000
