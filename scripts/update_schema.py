@@ -43,6 +43,7 @@ SCHEMAS: dict[str, tuple[str, tuple[str, ...]]] = {
     "vmcoreinfo.json": (models.VMCOREINFO_SCHEMA, ("VMCoreInfoReport",)),
     "banner.json": (models.BANNER_SCHEMA, ("BannerReport",)),
     "rewrite.json": (models.REWRITE_SCHEMA, ("RewriteReport",)),
+    "convert.json": (models.CONVERT_SCHEMA, ("ConvertReport",)),
 }
 
 # Files that users write: a list of objects, in which fields with a default may be left out.
@@ -62,6 +63,9 @@ def parse_docstring(cls: type) -> tuple[str, dict[str, str]]:
     section = re.match(r"(?: +.*\n?|\n)*", rest)
     parts = _ENTRY.split(inspect.cleandoc("\n" + section[0] if section else ""))
     entries = dict(zip(parts[1::2], map(_one_line, parts[2::2]), strict=True))
+    base = cls.__base__
+    if base is not None and dataclasses.is_dataclass(base):
+        entries = parse_docstring(base)[1] | entries
     return _one_line(text), entries
 
 

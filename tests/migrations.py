@@ -34,17 +34,21 @@ CALM = Guest(fill=768, dirty=200)
 
 @dataclass(frozen=True)
 class Capture:
-    """What was recorded: the main channel, the others in the order in which they came."""
+    """What was recorded: the main channel, the others in the order in which they came.
+
+    `registers` are those of the destination, which has not run.
+    """
 
     main: Path
     others: list[Path]
     returned: Path
     truth: dict[str, bytes] = field(repr=False)
+    registers: str = field(repr=False)
 
     @classmethod
-    def of(cls, channels: list[Channel], truth: dict[str, bytes]) -> Capture:
+    def of(cls, channels: list[Channel], truth: dict[str, bytes], registers: str) -> Capture:
         main, *others = channels
-        return cls(main.sent, [c.sent for c in others], main.returned, truth)
+        return cls(main.sent, [c.sent for c in others], main.returned, truth, registers)
 
 
 def memory_of(vm: Qemu, size: int = SIZE) -> bytes:
@@ -91,7 +95,8 @@ def precopy(directory: Path, *, tcp: bool) -> Capture:
             channels = relay.finish()
         memory = destination.backend.read_bytes()
         assert memory == source.backend.read_bytes()
-        return Capture.of(channels, {"mem": memory, "pc.bios": firmware_of(destination)})
+        truth = {"mem": memory, "pc.bios": firmware_of(destination)}
+        return Capture.of(channels, truth, destination.registers())
 
 
 def multifd(directory: Path, method: str, count: int, *, live: bool) -> Capture:
@@ -138,8 +143,9 @@ def _multifd(directory: Path, method: str, count: int, live: bool) -> Capture:
             channels = relay.finish()
         assert destination.qmp("query-status")["status"] == "paused"
         truth = {"mem": destination.backend.read_bytes(), "pc.bios": firmware_of(destination)}
+        registers = destination.registers()
     assert len(channels) == 1 + count
-    return Capture.of(channels, truth)
+    return Capture.of(channels, truth, registers)
 
 
 def postcopy(directory: Path, *, preempt: bool, live: bool) -> Capture:
@@ -208,5 +214,6 @@ def _postcopy(directory: Path, preempt: bool, live: bool) -> Capture:
         truth = {"pc.ram": memory_of(destination), "pc.bios": firmware_of(destination)}
         if not live:
             assert truth["pc.ram"] == memory_of(source)
+        registers = destination.registers()
     assert len(channels) == (2 if preempt else 1)
-    return Capture.of(channels, truth)
+    return Capture.of(channels, truth, registers)

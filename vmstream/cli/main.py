@@ -24,6 +24,11 @@ _COMMANDS = {
         "command",
         "Write the disks of a block migration.",
     ),
+    "convert": (
+        "vmstream.cli.convert",
+        "command",
+        "Write a stream as another kind of file: plain, mapped-ram, a save image of libvirt.",
+    ),
     "rewrite": ("vmstream.cli.rewrite", "command", "Write a stream anew with edits."),
     "devices": ("vmstream.cli.devices", "command", "Show device state by name."),
     "get": ("vmstream.cli.get", "command", "Print one value of device state, or several."),

@@ -26,8 +26,9 @@ from vmstream.guest.vmdesc import Document
 from vmstream.ops.devices import Devices, find
 from vmstream.ops.inspect import Summary
 from vmstream.ops.lastpages import LastPages
+from vmstream.ops.mappedram import write_mapped
 from vmstream.ops.memory import GuestMemory
-from vmstream.ops.pipeline import Consumer, run
+from vmstream.ops.pipeline import Consumer, Progress, run
 from vmstream.ops.plain import RAMPlaces, plain_blocks, plain_splices
 from vmstream.ops.splice import Splice, in_order
 from vmstream.report import models
@@ -284,6 +285,7 @@ class Editing:
         self.splices: list[Splice] = []
         # Pages that --patch-ram changes in a plain stream, by block and number.
         self.changed: dict[int, dict[int, Callable[[], bytes]]] = {}
+        self.capabilities: tuple[bytes, ...] = ()  # of the configuration as it will be
         self.doubts: tuple[str, ...] = ()
         self._document: Document | None = None
         self._text: bytes | None = None
@@ -301,7 +303,8 @@ class Editing:
         return folds if self.plain is None else [*folds, self.plain]
 
     @property
-    def _tree(self) -> DeviceTree:
+    def tree(self) -> DeviceTree:
+        """The device sections."""
         if self._devices is None:
             self._devices = self.devices.tree
         return self._devices
@@ -309,7 +312,7 @@ class Editing:
     @property
     def _vmdesc(self) -> Document:
         if self._document is None:
-            self._document = Document(self._tree.document, self.devices.text or b"")
+            self._document = Document(self.tree.document, self.devices.text or b"")
         return self._document
 
     def add(self, begin: int, end: int, data: bytes, what: str) -> None:
@@ -374,6 +377,7 @@ class Editing:
             made = self._configured(made, path.removeprefix(_CONFIGURATION), text)
         if self.plain is not None:
             made = self._of_plain(made)
+        self.capabilities = made.capabilities
         told = []
         for name in ("name", *_SUBSECTIONS):
             before, after = getattr(old, name), getattr(made, name)
@@ -432,7 +436,7 @@ class Editing:
                     self.add(node.offset, node.offset + node.size, data, what)
 
     def _find(self, pattern: str) -> list[Node]:
-        return find(self.devices, pattern, self.source.name, self._tree)
+        return find(self.devices, pattern, self.source.name, self.tree)
 
     def _drop_section(self, pattern: str) -> None:
         parts = [s for s in self.places.parts if _matches(pattern, _path(s.start))]
@@ -441,7 +445,7 @@ class Editing:
         for span in parts:
             kind = SectionType(span.start.section_type).name.removeprefix("QEMU_VM_SECTION_")
             self.add(span.start.offset, span.end, b"", f"{_path(span.start)}: {kind} dropped")
-        tree = self._tree
+        tree = self.tree
         dropped = [n for n, device in enumerate(tree) if _matches(pattern, device.path)]
         if not dropped and not parts:
             self._find(pattern)
@@ -460,7 +464,7 @@ class Editing:
             if any(n is not node and node.path.startswith(n.path + "/") for n in nodes):
                 continue  # it goes with the one that it is in
             self.add(node.offset, node.offset + node.size, b"", f"{node.path}: dropped")
-            device = next(d for d in self._tree if d.offset <= node.offset < d.offset + d.size)
+            device = next(d for d in self.tree if d.offset <= node.offset < d.offset + d.size)
             self._redescribe(partial(_drop_subsection, device, node))
 
     # Change the vmdescription. Its framing was checked, not all that is in it.
@@ -532,11 +536,12 @@ class Editing:
                 f"postcopy-preempt): {why}"
             )
 
-    def squash(self, memory: GuestMemory) -> None:
+    def squash(self, memory: GuestMemory, progress: Progress | None) -> None:
         """Make the splices that make the stream plain.
 
         Args:
             memory: That of the stream, which is read when they are written.
+            progress: Called with (bytes of RAM that are done, those there are).
         """
         plain, listed = self.plain, self.places.block_list
         if plain is None:
@@ -547,11 +552,12 @@ class Editing:
             raise EncodeError(f"shared memory is given for some blocks, but not for {names}")
         for block in memory.from_files:
             self.coverage[block].sent.add_range(0, self.coverage[block].pages)
-        last = LastPages(memory, self.coverage)
+        last = LastPages(memory, self.coverage, progress)
         last.changed = self.changed
         shared = CAP_IGNORE_SHARED in capabilities and not self.options.shared_blocks
         blocks = plain_blocks(listed.blocks if listed else (), self.renames, shared=shared)
-        self.splices += plain_splices(plain, last, blocks)
+        mapped = partial(write_mapped, last, ignore_shared=shared, elsewhere=memory.elsewhere)
+        self.splices += plain_splices(plain, last, blocks, mapped if self.options.mapped else None)
         check_count(len(self.splices), 0)
 
     # The vmdescription as the edits leave it.

@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 
 from vmstream.guest.coverage import BlockCoverage
 from vmstream.ops.memory import GuestMemory
+from vmstream.ops.pipeline import Progress
 from vmstream.stream.events import RAMBlock
 
 # Bytes that are given at a time, and what of them is looked at for pages without data.
@@ -52,6 +53,7 @@ class LastPages:
     Args:
         memory: Its memory.
         coverage: Which pages were sent, of each block; of all if `None`.
+        progress: Called with (bytes of RAM that are done, those there are).
 
     Attributes:
         changed: By block, pages that are other than in the stream, by number, and what makes them.
@@ -63,8 +65,14 @@ class LastPages:
         1 MiB.
     """
 
-    def __init__(self, memory: GuestMemory, coverage: list[BlockCoverage] | None = None) -> None:
+    def __init__(
+        self,
+        memory: GuestMemory,
+        coverage: list[BlockCoverage] | None = None,
+        progress: Progress | None = None,
+    ) -> None:
         self._memory = memory
+        self._progress = progress
         self._coverage = coverage
         self._step = max(1, _AT_ONCE // memory.page_size)
         self._buffer = np.empty((self._step, memory.page_size), np.uint8)
@@ -84,9 +92,12 @@ class LastPages:
         """Yield the pages of a block, as `Pages` says; of shared memory there are none."""
         if block in self._memory.elsewhere:
             return
-        size = self.page_size
+        size, lengths = self.page_size, [b.used_length for b in self.blocks]
+        before, total = sum(lengths[:block]), sum(lengths)
         zeros, zeros_from = 0, 0
         for first, stop in self._sent(block):
+            if self._progress is not None:
+                self._progress(before + first * size, total)
             if zeros and zeros_from + zeros != first:
                 yield zeros_from * size, zeros
                 zeros = 0

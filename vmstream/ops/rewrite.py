@@ -6,6 +6,7 @@ import contextlib
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Protocol
 
 from vmstream.container.layers import Container
 from vmstream.errors import EXIT_FINDINGS, EncodeError, StreamError
@@ -20,11 +21,23 @@ from vmstream.ops.splice import Nowhere, write_spliced
 from vmstream.report import models
 from vmstream.stream.decoder import Decoder
 from vmstream.stream.events import Event
-from vmstream.transport.sink import OutputFile, StandardOutput, check_free, check_parent
+from vmstream.transport.sink import Output, OutputFile, StandardOutput, check_free, check_parent
 from vmstream.transport.source import RandomAccess, Source, spooled
 from vmstream.version import __version__
 
 _MOST_CHANGES = 4096
+
+
+class Around(Protocol):
+    """What is put around a stream."""
+
+    def begin(self, out: Output, made: Editing) -> tuple[Output, int]:
+        """Write what is in front; return where the stream goes, and the offset it has there."""
+        ...
+
+    def finish(self, end: int) -> int:
+        """Write what is left, behind a stream that ends there; return the size of the output."""
+        ...
 
 
 def rewrite(
@@ -33,6 +46,7 @@ def rewrite(
     progress: Progress | None = None,
     container: Container | None = None,
     channels: Channels | None = None,
+    around: Around | None = None,
 ) -> tuple[models.RewriteReport, int]:
     """Write a stream with edits; with none, a copy.
 
@@ -42,6 +56,7 @@ def rewrite(
         progress: Called with (offset, size or None).
         container: What is around the stream; it is left out of the output.
         channels: Recorded beside the main one.
+        around: What is put around the result.
 
     Returns:
         The account, and the exit status: that of the findings.
@@ -74,18 +89,22 @@ def rewrite(
             made.edit()
             if memory is not None:
                 patch_ram(made, memory, stack, progress)
-                made.squash(memory)
+                made.squash(memory, progress)
         except RecursionError:
             raise EncodeError("the vmdescription is nested too deep to be changed") from None
         splices = made.finish()
-        out: OutputFile | StandardOutput | Nowhere = Nowhere()
+        out: Output = Nowhere()
         if to_file is not None:
             out = stack.enter_context(OutputFile(to_file, force=options.force))
         elif options.output is not None:
             out = StandardOutput()
+        target, at = (out, 0) if around is None else around.begin(out, made)
+        sparse = bool(made.places.mapped) and not options.squash
         written, output_size = write_spliced(
-            access, size, splices, out, sparse=bool(made.places.mapped), progress=progress
+            access, size, splices, target, at=at, sparse=sparse, progress=progress
         )
+        if around is not None:
+            output_size = around.finish(output_size)
         if isinstance(out, OutputFile):
             out.commit()
     summary.finish()

@@ -131,6 +131,7 @@ def write_spliced(
     splices: Iterable[Splice],
     out: Output,
     *,
+    at: int = 0,
     sparse: bool = False,
     progress: Progress | None = None,
 ) -> tuple[list[tuple[int, int]], int]:
@@ -141,11 +142,12 @@ def write_spliced(
         size: Its length, bytes.
         splices: As `in_order` gives them.
         out: Where it goes.
+        at: Offset in the output to begin at.
         sparse: Leave out blocks of zeros, where the output is a file.
         progress: Called with (bytes of the input that are done, those there are).
 
     Returns:
-        Of each splice, its offset in the output and its length; and the length of the output.
+        Of each splice, its offset in the output and its length; and where the output ends.
 
     Raises:
         TruncatedError: The input is shorter than it was.
@@ -155,14 +157,13 @@ def write_spliced(
         A buffer of 1 MiB, and what a splice has that makes its data.
     """
     buffer = memoryview(bytearray(_AT_ONCE))
-    to = _At(out, 0)
-    at, places = 0, []
+    to = _At(out, at)
+    done, places = 0, []
     for splice in (*splices, Splice(size, size, b"", "")):
-        while at < splice.begin:
-            done = _copy(source, at, splice.begin - at, to, buffer, sparse=sparse)
-            at += done
+        while done < splice.begin:
+            done += _copy(source, done, splice.begin - done, to, buffer, sparse=sparse)
             if progress is not None:
-                progress(at, size)
+                progress(done, size)
         begin = to.offset
         if isinstance(splice.data, bytes):
             to.write(splice.data)
@@ -171,7 +172,7 @@ def write_spliced(
         else:
             splice.data(to)
         places.append((begin, to.offset - begin))
-        at = splice.end
+        done = splice.end
     if isinstance(out, OutputFile):
         out.resize(to.offset)
     return places[:-1], to.offset

@@ -24,6 +24,7 @@ SEARCH_SCHEMA = "vmstream.search/1"
 VMCOREINFO_SCHEMA = "vmstream.vmcoreinfo/1"
 BANNER_SCHEMA = "vmstream.banner/1"
 REWRITE_SCHEMA = "vmstream.rewrite/1"
+CONVERT_SCHEMA = "vmstream.convert/1"
 
 
 def readable(name: bytes) -> str:
@@ -1059,3 +1060,27 @@ class RewriteReport:
     doubts: list[str]
     anomalies: list[AnomalyReport]
     layers: list[LayerReport] = field(default_factory=list)
+
+
+@dataclass(frozen=True, slots=True)
+class ConvertReport(RewriteReport):
+    """Document of `vmstream convert --json`: 'vmstream.convert/1', and as in the rewrite report.
+
+    `output_size` is that of the file. Offsets of changes in the output are those in the stream
+    unpacked, or in a save image that is not compressed.
+
+    Attributes:
+        to: 'stream', 'mapped-ram', or 'libvirt:' and the format.
+        compression: 'gzip', 'zstd' and so on; `None` for none.
+        capabilities: Those that the destination has to have set, as the stream states.
+        stream_offset: Where the stream begins in the output, bytes.
+        stream_size: Its length, bytes, before it is compressed.
+        channels: The channels that were given.
+    """
+
+    to: str = "stream"
+    compression: str | None = None
+    capabilities: list[str] = field(default_factory=list)
+    stream_offset: int = 0
+    stream_size: int = 0
+    channels: list[ChannelInput] = field(default_factory=list)

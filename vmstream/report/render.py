@@ -12,6 +12,7 @@ from rich.text import Text
 
 from vmstream.errors import printable
 from vmstream.report.models import (
+    ConvertReport,
     ExtractBlockReport,
     ExtractReport,
     InspectReport,
@@ -398,6 +399,36 @@ def render_rewrite(report: RewriteReport, out: Console | None = None) -> None:
     count = f"{report.change_count} change" + ("s" if report.change_count != 1 else "")
     name = "not written" if report.output is None else printable(report.output)
     out.print(f"{name}: {count}, {report.output_size} bytes (the input has {report.input_size})")
+    _notes_of(report)
+
+
+# How a destination takes each kind of file. mapped-ram is there from QEMU 9.0 on.
+_UNPACK = {None: "cat", "gzip": "gzip -dc", "zstd": "zstd -dc"}
+
+
+def render_convert(report: ConvertReport, out: Console | None = None) -> None:
+    """Print what was written and what takes it, and what is to be known of the input to stderr."""
+    out = out or console()
+    name = printable(report.output or "")
+    packed = f", {report.compression}" if report.compression else ""
+    out.print(
+        f"{name}: {report.to}{packed}, {report.output_size} bytes "
+        f"(the stream in the input has {report.input_size})"
+    )
+    if report.to.startswith("libvirt"):
+        out.print(f"load it: virsh restore {name}")
+    elif report.output != "-":
+        how = f"-incoming 'exec:{_UNPACK[report.compression]} {name}'"
+        if report.to == "mapped-ram":
+            how = f"-incoming defer, then migrate_incoming file:{name} (QEMU 9.0 on)"
+        out.print(f"load it: the same machine with {how}")
+        if report.capabilities:
+            caps = ", ".join(printable(c) for c in report.capabilities)
+            out.print(f"capabilities to set there first: {caps}")
+    _notes_of(report)
+
+
+def _notes_of(report: RewriteReport) -> None:
     notes = console(sys.stderr)
     for a in report.anomalies[:_FINDINGS_AT_A_GLANCE]:
         notes.print(f"vmstream: {a.severity}: {printable(a.message)}")

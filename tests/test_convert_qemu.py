@@ -1,0 +1,189 @@
+"""Streams made plain, loaded by the QEMU that is installed: it holds what the first one held.
+
+The truth is memory and registers of a QEMU that loaded the capture itself with -S.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+import vmstream as library
+from tests import mappedreader
+from tests.commandline import vmstream
+from tests.linux import Linux
+from tests.migrations import BUSY, MACHINE, MIB, SIZE, memory_of, multifd, postcopy
+from tests.qemu import Qemu
+
+pytestmark = pytest.mark.qemu
+
+
+@dataclass(frozen=True)
+class Source:
+    """A capture, and what a QEMU with this block of RAM holds that loaded it."""
+
+    path: Path
+    channels: list[Path]
+    block: str
+    ram: bytes
+    registers: str
+
+    def qemu(self, path: Path, incoming: str = "exec:cat guest.in") -> Qemu:
+        """A destination with the same command line."""
+        args = MACHINE if self.block == "mem" else [*MACHINE, "-m", f"{SIZE // MIB}M"]
+        mem = ("mem", SIZE) if self.block == "mem" else None
+        files: dict[str, bytes | Path] = {"guest.in": path}
+        return Qemu(args, guest=BUSY, mem=mem, incoming=incoming, files=files)
+
+    def check(self, vm: Qemu, changes: dict[int, bytes] | None = None) -> None:
+        """It holds the memory and registers, and the guest goes on with its work."""
+        vm.wait_loaded()
+        ram = bytearray(self.ram)
+        for at, data in (changes or {}).items():
+            ram[at : at + len(data)] = data
+        assert memory_of(vm) == ram
+        if changes is None:
+            assert vm.registers() == self.registers
+        vm.cont()
+        vm._wait(lambda: memory_of(vm) != ram, 30, "the guest to write")
+
+
+def busy(directory: Path, **capabilities: bool) -> Source:
+    """A guest that writes, sent in several passes."""
+    with Qemu(MACHINE, guest=BUSY, mem=("mem", SIZE)) as vm:
+        vm.wait_serial(b"FILLED")
+        vm.set_capabilities(**capabilities)
+        vm.set_parameters(max_bandwidth=4 * MIB, downtime_limit=1)
+        vm.migrate("exec:cat>guest.out", wait=False)
+        vm.wait_passes(3)
+        vm.set_parameters(max_bandwidth=1 << 40, downtime_limit=10000)
+        vm.wait_migration()
+        vm.path("guest.out").rename(directory / "main")
+    with Qemu(
+        MACHINE,
+        guest=BUSY,
+        mem=("mem", SIZE),
+        incoming="defer",
+        files={"guest.in": directory / "main"},
+    ) as vm:
+        vm.set_capabilities(**capabilities)
+        vm.qmp("migrate-incoming", uri="exec:cat guest.in")
+        vm.wait_loaded()
+        return Source(directory / "main", [], "mem", memory_of(vm), vm.registers())
+
+
+def recorded_multifd(directory: Path) -> Source:
+    found = multifd(directory, "zstd", 2, live=True)
+    return Source(found.main, found.others, "mem", found.truth["mem"], found.registers)
+
+
+def recorded_postcopy(directory: Path) -> Source:
+    found = postcopy(directory, preempt=True, live=True)
+    return Source(found.main, found.others, "pc.ram", found.truth["pc.ram"], found.registers)
+
+
+SOURCES: dict[str, Callable[[Path], Source]] = {
+    "xbzrle": lambda d: busy(d, xbzrle=True),
+    "zlib": lambda d: busy(d, compress=True),
+    "multifd": recorded_multifd,
+    "postcopy": recorded_postcopy,
+}
+
+
+@pytest.fixture(scope="module", params=SOURCES)
+def source(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Source:
+    return SOURCES[request.param](tmp_path_factory.mktemp(request.param))
+
+
+def converted(source: Source, out: Path, *args: str | Path) -> None:
+    channels = [word for c in source.channels for word in ("--channel", str(c))]
+    run = vmstream("convert", source.path, out, *channels, *args)
+    assert run.status == 0, run.err
+
+
+def test_plain(source: Source, tmp_path: Path) -> None:
+    """From a file, and compressed; the destination needs no capability."""
+    converted(source, tmp_path / "out.zst")
+    run = vmstream("inspect", "--json", tmp_path / "out.zst")
+    assert run.status == 0, run.err
+    assert [s["idstr"] for s in run.json()["sections"] if s["type"] == "start"] == ["ram"]
+    with source.qemu(tmp_path / "out.zst", "exec:zstd -dc guest.in") as vm:
+        source.check(vm)
+
+
+def test_mapped_ram(source: Source, tmp_path: Path) -> None:
+    """Read back by a reader of the tests' own, whole and by the rules of the format."""
+    converted(source, tmp_path / "out", "--to", "mapped-ram")
+    blocks = mappedreader.read(tmp_path / "out")
+    assert blocks[source.block] == source.ram
+    # And what we make of that is a stream of old again.
+    run = vmstream("convert", tmp_path / "out", tmp_path / "plain")
+    assert run.status == 0, run.err
+    with source.qemu(tmp_path / "plain") as vm:
+        source.check(vm)
+
+
+def test_save_image(source: Source, tmp_path: Path) -> None:
+    (tmp_path / "xml").write_text("<domain type='qemu'>\n  <name>guest</name>\n</domain>\n")
+    converted(source, tmp_path / "out", "--to", "libvirt:raw", "--xml", tmp_path / "xml")
+    run = vmstream("inspect", "--json", tmp_path / "out")
+    offset = run.json()["containers"][0]["stream_offset"]
+    with source.qemu(tmp_path / "out", f"exec:tail -c +{offset + 1} guest.in") as vm:
+        source.check(vm)
+
+
+def test_edits_and_squash(tmp_path: Path) -> None:
+    """A page that was changed, and a register, in a stream where each page is once."""
+    source = busy(tmp_path, xbzrle=True)
+    at = 12 * MIB + 100
+    args = ("--patch-ram", f"{at:#x}=hex:{b'patched'.hex()}", "--set", "cpu[0]/env.regs[3]=0x1234")
+    run = vmstream("rewrite", source.path, "-o", tmp_path / "out", "--squash", *args)
+    assert run.status == 0, run.err
+    assert (tmp_path / "out").stat().st_size < source.path.stat().st_size
+    with source.qemu(tmp_path / "out") as vm:
+        vm.wait_loaded()
+        assert "BX=00001234" in vm.registers() or "BX=0000000000001234" in vm.registers()
+        source.check(vm, {at: b"patched"})
+
+
+def test_a_vmdescription_for_postcopy(
+    tmp_path: Path, tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    """That of another stream of the machine, which describes the sections of this one."""
+    source = recorded_postcopy(tmp_path_factory.mktemp("recorded"))
+    args = [*MACHINE, "-m", f"{SIZE // MIB}M"]
+    with Qemu(args, guest=BUSY) as vm:
+        vm.wait_serial(b"FILLED")
+        vm.migrate("exec:cat>guest.out")
+        vm.path("guest.out").rename(tmp_path / "other")
+    converted(source, tmp_path / "out", "--schema", tmp_path / "other")
+    with library.open(tmp_path / "out") as stream:
+        assert stream.devices()["cpu[0]/env.eip"].value  # by name
+    with source.qemu(tmp_path / "out") as vm:
+        source.check(vm)
+
+
+@pytest.mark.linux
+def test_a_linux_lives_on(tmp_path: Path) -> None:
+    args = ["-M", "q35", "-accel", "tcg", "-m", "256M", *Linux().args(tmp_path)]
+    with Qemu(args) as vm:
+        vm.wait_serial(b"ALIVE 2")
+        vm.stop()
+        vm.migrate("exec:cat>guest.out")
+        vm.path("guest.out").rename(tmp_path / "main")
+        count = vm.path("guest.log").read_bytes().count(b"ALIVE")
+        place = vm.gpa2hva(MIB)
+        assert place is not None
+        ram, registers = vm.process_memory(place[1] - MIB, 256 * MIB), vm.registers()
+    run = vmstream("convert", tmp_path / "main", tmp_path / "out")
+    assert run.status == 0, run.err
+    with Qemu(args, incoming="exec:cat guest.in", files={"guest.in": tmp_path / "out"}) as vm:
+        vm.wait_loaded()
+        assert memory_of(vm, 256 * MIB) == ram
+        assert vm.registers() == registers
+        vm.cont()
+        vm.wait_serial(f"ALIVE {count + 2}".encode())
