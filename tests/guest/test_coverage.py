@@ -58,6 +58,8 @@ def test_ranges_at_any_bit(first: int, stop: int, full: bool) -> None:
     want = [(page in inside) != full for page in range(70)]
     assert bitmap.members(0, 70).tolist() == want
     assert bitmap.count() == sum(want)
+    assert bitmap.data == np.packbits(want, bitorder="little").tobytes()
+    assert bitmap.data.readonly
 
 
 SIZE = 203

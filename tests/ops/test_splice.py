@@ -15,7 +15,7 @@ from tests.truth import data_extents
 from vmstream.errors import EncodeError, TruncatedError
 from vmstream.ops import splice as module
 from vmstream.ops.splice import Nowhere, Splice, Target, in_order, write_spliced
-from vmstream.transport.sink import OutputFile
+from vmstream.transport.sink import OutputFile, StandardOutput
 from vmstream.transport.source import FileSource
 
 
@@ -65,6 +65,10 @@ class Made:
 
     def skip(self, length: int) -> None:
         self.content += bytes(length)
+
+    def put(self, offset: int, data: bytes | memoryview) -> None:
+        after = self.content[offset + len(data) :]
+        self.content = self.content[:offset] + bytes(data) + after
 
 
 def maker(data: bytes, rng: random.Random) -> Callable[[Target], None]:
@@ -119,6 +123,25 @@ def test_holes_stay_holes(tmp_path: Path) -> None:
         assert sum(b - a for a, b in data_extents(file.fileno(), len(data))) < 1 << 20
     # At the end, too.
     assert written(tmp_path / "out", bytes(1 << 20), [], sparse=True) == bytes(1 << 20)
+
+
+def test_put_where_it_was_skipped(tmp_path: Path) -> None:
+    def make(to: Target) -> None:
+        begin = to.offset
+        to.skip(10)
+        to.write(b"behind")
+        to.put(begin + 2, memoryview(b"put"))
+        to.put(begin, b"")
+
+    got = written(tmp_path / "out", b"abc", [Splice(1, 2, make, "")])
+    assert got == b"a" + b"\0\0put" + bytes(5) + b"behind" + b"c"
+
+
+def test_put_where_nothing_can_be(capfdbinary: pytest.CaptureFixture[bytes]) -> None:
+    splice = Splice(0, 0, lambda to: to.put(0, b""), "")
+    with pytest.raises(EncodeError, match="goes to a file"):
+        write_spliced(Reader(b""), 0, [splice], StandardOutput())
+    assert capfdbinary.readouterr().out == b""
 
 
 def test_an_input_that_shrank(tmp_path: Path) -> None:
