@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 import sys
 from collections.abc import Iterable
 from typing import IO, Any
@@ -415,10 +416,11 @@ def render_convert(report: ConvertReport, out: Console | None = None) -> None:
         f"{name}: {report.to}{packed}, {report.output_size} bytes "
         f"(the stream in the input has {report.input_size})"
     )
+    word = shlex.quote(name)
     if report.to.startswith("libvirt"):
-        out.print(f"load it: virsh restore {name}")
+        out.print(f"load it: virsh restore {word}")
     elif report.output != "-":
-        how = f"-incoming 'exec:{_UNPACK[report.compression]} {name}'"
+        how = f'-incoming "exec:{_UNPACK[report.compression]} {word}"'
         if report.to == "mapped-ram":
             how = f"-incoming defer, then migrate_incoming file:{name} (QEMU 9.0 on)"
         out.print(f"load it: the same machine with {how}")
