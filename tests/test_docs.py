@@ -23,7 +23,7 @@ from vmstream.wire.live import KINDS as LIVE_KINDS
 README = ROOT / "README.md"
 JSON = ROOT / "docs" / "json.md"
 COMMANDS = (
-    "inspect", "records", "extract-ram", "extract-block", "rewrite", "devices", "get", "cpus",
+    "inspect", "records", "extract-ram", "extract-block", "rewrite", "convert", "devices", "get", "cpus",
     "cmdline", "hexdump", "search", "vmcoreinfo", "banner", "xml", "snapshots",
 )  # fmt: skip
 NAMES = "|".join(COMMANDS)
@@ -175,6 +175,7 @@ def test_the_commands_of_the_readme_run(tmp_path: Path) -> None:
     fixture_file("plain-7.2-pc", tmp_path).rename(tmp_path / "dump.bin")
     fixture_file("interrupted-pipe-11.1-pc", tmp_path).rename(tmp_path / "cut.bin")
     fixture_file("blockmig-5.2-pc", tmp_path).rename(tmp_path / "disks.bin")
+    (tmp_path / "guest.xml").write_text("<domain><name>guest</name></domain>")
     (tmp_path / "layout.json").write_text('[{"gpa": 4096, "length": 4096, "block": "pc.ram"}]')
     text = text_of(README)
     ran = 0
@@ -186,7 +187,7 @@ def test_the_commands_of_the_readme_run(tmp_path: Path) -> None:
             continue
         run = run_vmstream(
             *words,
-            *(["--force"] if words[0].startswith(("extract", "rewrite")) else []),
+            *(["--force"] if words[0].startswith(("extract", "rewrite", "convert")) else []),
             cwd=tmp_path,
         )
         assert run.status == (3 if "cut.bin" in words else 0), f"{call}: {run.err}"

@@ -25,6 +25,7 @@ COMMANDS = {
     "records": "STREAM",
     "extract-ram": "STREAM",
     "rewrite": "STREAM",
+    "convert": "STREAM OUT",
     "devices": "STREAM",
     "get": "STREAM",
     "cpus": "STREAM",
@@ -40,6 +41,7 @@ COMMANDS = {
 MORE = {
     "extract-ram": ["-o", "out"],
     "rewrite": ["-o", "out"],
+    "convert": ["out"],
     "get": ["timer"],
     "hexdump": ["--phys", "0"],
     "search": ["text"],
