@@ -10,12 +10,31 @@ from pathlib import Path
 import pytest
 
 from tests.commandline import vmstream
-from tests.containers import COOKIE, FORMATS, XML, image_names, open_image, save_image
+from tests.containers import (
+    COOKIE,
+    FORMATS,
+    MISSING,
+    XML,
+    image_names,
+    open_image,
+    save_image,
+)
 from tests.decoding import BytesSource
 from tests.truth import load_manifest
 from vmstream.container.layers import Container, SaveImage
-from vmstream.container.libvirt import note_format, open_save_image
-from vmstream.errors import FormatError, LimitError, StreamError, TruncatedError, UnsupportedError
+from vmstream.container.libvirt import note_format, open_save_image, save_head
+from vmstream.container.open import OpenStream
+from vmstream.container.packing import PackedOutput
+from vmstream.errors import (
+    EncodeError,
+    FormatError,
+    LimitError,
+    StreamError,
+    TruncatedError,
+    UnsupportedError,
+)
+from vmstream.transport.sink import OutputFile
+from vmstream.wire.constants import MAX_SAVE_XML
 
 
 def opened(data: bytes) -> tuple[SaveImage, bytes, Container]:
@@ -185,3 +204,98 @@ def test_cut_within_the_first_bytes_of_the_stream(kind: str, tmp_path: Path) -> 
     # Other bytes are no stream, short as they are.
     (tmp_path / "x").write_bytes(save_image(b"XY", number=FORMATS[kind]))
     assert "not a migration stream" in vmstream("inspect", tmp_path / "x").err
+
+
+@pytest.mark.parametrize("name", image_names())
+def test_heads_of_real_images(name: str) -> None:
+    """What libvirt wrote is what is made of its XML and cookie."""
+    data = open_image(name)
+    image, _, _ = opened(data)
+    made = save_head(image.xml, image.format, running=image.header.was_running, cookie=image.cookie)
+    assert made == data[: image.stream_offset]
+
+
+@pytest.mark.parametrize("form", FORMATS)
+@pytest.mark.parametrize("cookie", [None, COOKIE])
+@pytest.mark.parametrize("running", [False, True])
+def test_head(form: str, cookie: bytes | None, running: bool) -> None:
+    made = save_head(XML, form, running=running, cookie=cookie)
+    assert made == save_image(
+        b"", number=FORMATS[form], cookie=cookie, running=running, padding=64 << 10
+    )
+
+
+@pytest.mark.parametrize("form", [f for f in FORMATS if f not in (*MISSING, "sparse")])
+def test_image_opens(form: str, tmp_path: Path) -> None:
+    stream = b"QEVM\0\0\0\3" + bytes(range(256)) * 20_000
+    head = save_head(XML, form, running=True, cookie=COOKIE)
+    with OutputFile(tmp_path / "image") as out:
+        out.write(0, head)
+        if form == "raw":
+            out.write(len(head), stream)
+        else:
+            packed = PackedOutput(out, form, len(head))
+            packed.write(0, stream)
+            packed.finish()
+        out.commit()
+    with OpenStream(tmp_path / "image") as image:
+        kinds = [layer.kind for layer in image.container.layers]
+        assert kinds == ["libvirt"] + ([form] if form != "raw" else [])
+        view, base, _ = image.source.window(0, len(stream) + 1)
+        assert bytes(view[-base:] if base else view) == stream
+        assert image.container.take_findings() == []
+
+
+@pytest.mark.parametrize(
+    "xml",
+    [
+        XML,
+        b"<domain/>",
+        b"<?xml version='1.0' encoding='UTF-8'?>\n<!-- made by hand -->\n" + XML,
+        b"<domain xmlns:qemu='http://libvirt.org/schemas/domain/qemu/1.0'><qemu:env/></domain>",
+        "<domain><name>gr\u00f6\u00dfe</name></domain>".encode(),
+    ],
+)
+def test_xml_that_is_taken(xml: bytes) -> None:
+    assert opened(save_head(xml, "raw", running=True))[0].xml == xml
+
+
+BOMB = b"<!DOCTYPE d [<!ENTITY a 'aa'><!ENTITY b '&a;&a;'>]><domain><name>&b;</name></domain>"
+
+
+@pytest.mark.parametrize(
+    ("xml", "match"),
+    [
+        (b"", "no element found"),
+        (b"guest.xml", "syntax error"),
+        (XML[:-4], "unclosed token: line 3"),
+        (XML + XML, "junk after document element"),
+        (b"<domain><name>a</domain>", "mismatched tag"),
+        (b"<domain><name>\xff</name></domain>", "invalid token"),
+        (b"<?xml version='1.0' encoding='no'?>" + XML, "unknown encoding"),
+        (b"<domainsnapshot><domain/></domainsnapshot>", "a <domainsnapshot>, no <domain>"),
+        (BOMB, "document type"),
+        (XML + b"\0", "a NUL within"),
+        (XML.decode().encode("utf-16"), "a NUL within"),
+        (b"<domain>" + bytes([32]) * MAX_SAVE_XML + b"</domain>", f"over {MAX_SAVE_XML}"),
+    ],
+)
+def test_xml_that_is_refused(xml: bytes, match: str) -> None:
+    with pytest.raises(EncodeError, match=match) as caught:
+        save_head(xml, "raw", running=True)
+    assert str(caught.value).startswith("domain XML: ")
+    assert ";" in str(caught.value)
+
+
+def test_longest_xml() -> None:
+    """What is written can be read."""
+    size = MAX_SAVE_XML - (64 << 10) - 1
+    xml = b"<domain>".ljust(size - len(b"</domain>")) + b"</domain>"
+    assert opened(save_head(xml, "raw", running=True))[0].xml == xml
+    with pytest.raises(EncodeError, match=f"{MAX_SAVE_XML + 1} bytes"):
+        save_head(xml + b"\n", "raw", running=True)
+
+
+def test_cookie_with_a_nul() -> None:
+    with pytest.raises(EncodeError, match="a NUL within"):
+        save_head(XML, "raw", running=True, cookie=b"<cookie/>\0")

@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 import zstandard
 
-from vmstream.transport.compress import compressed, in_order, page_codec
+from vmstream.transport.compress import Workers, compressed, in_order, page_codec
 from vmstream.transport.sink import OutputFile
 
 MIB = 1 << 20
@@ -55,6 +55,23 @@ def test_in_order_fails() -> None:
     assert [next(made) for _ in range(3)] == [0, 1, 2]
     with pytest.raises(OSError, match="full"):
         next(made)
+
+
+def test_work_that_nobody_waits_for() -> None:
+    """What a thread has begun ends; what waits for one is not begun."""
+    begun, go, cpus = [], threading.Event(), len(os.sched_getaffinity(0))
+
+    def work(i: int) -> None:
+        begun.append(i)
+        go.wait(10)
+
+    workers = Workers(work)
+    for i in range(2 * cpus):
+        workers.give(i)
+    del workers
+    go.set()
+    time.sleep(0.2)
+    assert len(begun) <= cpus
 
 
 # Length, and the stretches that have bytes.

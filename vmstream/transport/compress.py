@@ -6,6 +6,7 @@ import bz2
 import gzip
 import lzma
 import os
+import weakref
 import zlib
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
@@ -55,6 +56,8 @@ class Workers(Generic[_Item, _Result]):
         self._threads = len(os.sched_getaffinity(0))
         self._pool = ThreadPoolExecutor(self._threads)
         self._waiting: deque[Future[_Result]] = deque()
+        # Of what nobody waits for any more, which a process that ends would wait for.
+        weakref.finalize(self, self._pool.shutdown, wait=False, cancel_futures=True)
 
     def give(self, item: _Item) -> Iterable[_Result]:
         """Take an item; return the result that is next, if it is time to wait for it.
