@@ -24,12 +24,12 @@ _COMMANDS = {
         "command",
         "Write the disks of a block migration.",
     ),
+    "rewrite": ("vmstream.cli.rewrite", "command", "Write a stream anew with edits."),
     "convert": (
         "vmstream.cli.convert",
         "command",
         "Write a stream as another kind of file: plain, mapped-ram, a save image of libvirt.",
     ),
-    "rewrite": ("vmstream.cli.rewrite", "command", "Write a stream anew with edits."),
     "devices": ("vmstream.cli.devices", "command", "Show device state by name."),
     "get": ("vmstream.cli.get", "command", "Print one value of device state, or several."),
     "cpus": ("vmstream.cli.cpus", "command", "Show the registers of each CPU."),
