@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 from vmstream.container.layers import Container
 from vmstream.errors import (
@@ -11,19 +11,19 @@ from vmstream.errors import (
     EncodeError,
     StreamError,
 )
-from vmstream.ops.edits import Editing, RewriteOptions
+from vmstream.ops.edits import CONFIGURATION, Editing, RewriteOptions
 from vmstream.ops.encode import STANDARD_OUTPUT
 from vmstream.ops.inspect import layer_reports
 from vmstream.ops.memory import GuestMemory, MemoryOptions, index_memory
 from vmstream.ops.patch import patch_ram, random_access
-from vmstream.ops.pipeline import Progress, events, run
-from vmstream.ops.splice import Nowhere, write_spliced
+from vmstream.ops.pipeline import Consumer, Progress, events, run
+from vmstream.ops.splice import Ahead, Nowhere, write_spliced
 from vmstream.report import models
 from vmstream.stream.decoder import Decoder
 from vmstream.stream.events import (
     Event,
 )
-from vmstream.transport.sink import OutputFile, StandardOutput, check_free, check_parent
+from vmstream.transport.sink import Copier, OutputFile, StandardOutput, check_free, check_parent
 from vmstream.transport.source import Source
 from vmstream.version import __version__
 
@@ -62,11 +62,19 @@ def rewrite(
     summary = made.summary
     decoder = Decoder(options.page_size, max_ram=options.max_ram)
     with contextlib.ExitStack() as stack:
-        memory = None
+        memory, ahead, folds = None, None, made.folds
+        out: OutputFile | StandardOutput | Nowhere = Nowhere()
+        if to_file is not None:
+            out = stack.enter_context(OutputFile(to_file, force=options.force))
+            if isinstance(access, Copier) and _keeps_places(options):
+                ahead = stack.enter_context(Ahead(access, size, out))
+                folds.append(ahead)
+        elif options.output is not None:
+            out = StandardOutput()
         if options.patches:
-            memory = stack.enter_context(_memory(made, decoder, progress))
+            memory = stack.enter_context(_memory(made, folds, decoder, progress))
         else:
-            run(source, decoder, made.folds, progress, container)
+            run(source, decoder, folds, progress, container)
         if not summary.read and summary.findings.error is not None:
             raise summary.findings.error
         if made.places.mapped and source.origin:
@@ -78,13 +86,14 @@ def rewrite(
         except RecursionError:
             raise EncodeError("the vmdescription is nested too deep to be changed") from None
         splices = made.finish()
-        out: OutputFile | StandardOutput | Nowhere = Nowhere()
-        if to_file is not None:
-            out = stack.enter_context(OutputFile(to_file, force=options.force))
-        elif options.output is not None:
-            out = StandardOutput()
         written, output_size = write_spliced(
-            access, size, splices, out, sparse=bool(made.places.mapped), progress=progress
+            access,
+            size,
+            splices,
+            out,
+            sparse=bool(made.places.mapped),
+            copied=ahead.stop() if ahead is not None else 0,
+            progress=progress,
         )
         if isinstance(out, OutputFile):
             out.commit()
@@ -113,11 +122,20 @@ def rewrite(
     return report, summary.findings.exit_code or (EXIT_FINDINGS if made.doubts else 0)
 
 
+# Whether no edit moves all that is behind the front of the stream.
+def _keeps_places(options: RewriteOptions) -> bool:
+    return not options.renames and not any(
+        path.startswith(CONFIGURATION) for path, _ in options.sets
+    )
+
+
 # Guest memory, by a walk that the other folds take part in.
-def _memory(made: Editing, decoder: Decoder, progress: Progress | None) -> GuestMemory:
+def _memory(
+    made: Editing, folds: Sequence[Consumer], decoder: Decoder, progress: Progress | None
+) -> GuestMemory:
     def all_events() -> Iterator[Event]:
         for event in events(made.source, decoder, progress, made.container):
-            for fold in made.folds:
+            for fold in folds:
                 fold.on(event)
             yield event
 
