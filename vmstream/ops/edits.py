@@ -515,7 +515,8 @@ class Editing:
             return
         data = build.vmdescription(text)
         if event is not None:
-            self.add(event.offset, event.end, data, f"vmdescription: {len(text)} bytes of JSON")
+            if text != event.text:
+                self.add(event.offset, event.end, data, f"vmdescription: {len(text)} bytes of JSON")
         elif end is not None:
             self.add(end.end, end.end, data, f"vmdescription: put in, {len(text)} bytes of JSON")
 
