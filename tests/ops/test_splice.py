@@ -5,16 +5,20 @@ from __future__ import annotations
 import errno
 import os
 import random
-from collections.abc import Callable
+import threading
+import time
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 from hypothesis import given, settings, strategies as st
 
+from tests.commandline import no_leftovers
 from tests.truth import data_extents
 from vmstream.errors import EncodeError, TruncatedError
 from vmstream.ops import splice as module
-from vmstream.ops.splice import Nowhere, Splice, Target, in_order, write_spliced
+from vmstream.ops.splice import Ahead, Nowhere, Splice, Target, in_order, write_spliced
+from vmstream.stream.events import Anomaly, PageBatch
 from vmstream.transport.sink import OutputFile, StandardOutput
 from vmstream.transport.source import FileSource
 
@@ -31,11 +35,16 @@ class Reader:
         return len(part)
 
 
-def written(path: Path, data: bytes, splices: list[Splice], *, sparse: bool = False) -> bytes:
+def written(
+    path: Path, data: bytes, splices: list[Splice], *, sparse: bool = False, copied: int = 0
+) -> bytes:
     """What is written; where the account says, there stands what each splice makes."""
     ordered = in_order(splices)
     with OutputFile(path, force=True) as out:
-        places, size = write_spliced(Reader(data), len(data), ordered, out, sparse=sparse)
+        out.write(0, data[:copied])
+        places, size = write_spliced(
+            Reader(data), len(data), ordered, out, sparse=sparse, copied=copied
+        )
         out.commit()
     content = path.read_bytes()
     assert size == len(content)
@@ -85,9 +94,11 @@ def maker(data: bytes, rng: random.Random) -> Callable[[Target], None]:
     return make
 
 
-@settings(max_examples=40)
-@given(st.integers(0, 1 << 32), st.booleans())
-def test_any_splices(tmp_path_factory: pytest.TempPathFactory, seed: int, sparse: bool) -> None:
+@settings(max_examples=80)
+@given(st.integers(0, 1 << 32), st.booleans(), st.booleans())
+def test_any_splices(
+    tmp_path_factory: pytest.TempPathFactory, seed: int, sparse: bool, ahead: bool
+) -> None:
     rng = random.Random(seed)
     data = b"".join(
         rng.choice((bytes(5000), rng.randbytes(3000))) for _ in range(rng.randrange(12))
@@ -103,7 +114,8 @@ def test_any_splices(tmp_path_factory: pytest.TempPathFactory, seed: int, sparse
     want += data[at:]
     shuffled = rng.sample(splices, len(splices)) if len(set(cuts)) == len(cuts) else splices
     path = tmp_path_factory.mktemp("splice") / "out"
-    assert written(path, data, shuffled, sparse=sparse) == want
+    copied = rng.randrange(len(data) + 1) if ahead else 0
+    assert written(path, data, shuffled, sparse=sparse, copied=copied) == want
 
 
 def test_two_edits_of_one_place() -> None:
@@ -142,6 +154,90 @@ def test_put_where_nothing_can_be(capfdbinary: pytest.CaptureFixture[bytes]) -> 
     with pytest.raises(EncodeError, match="goes to a file"):
         write_spliced(Reader(b""), 0, [splice], StandardOutput())
     assert capfdbinary.readouterr().out == b""
+
+
+class Counted(Reader):
+    """An input that notes what is read of it."""
+
+    def __init__(self, data: bytes) -> None:
+        super().__init__(data)
+        self.read: list[tuple[int, int]] = []
+
+    def read_into(self, offset: int, buffer: memoryview) -> int:
+        self.read.append((offset, offset + len(buffer)))
+        return super().read_into(offset, buffer)
+
+
+def test_what_was_copied_is_not_read_again(tmp_path: Path) -> None:
+    """But for what stands elsewhere now, from the first edit that changes a length to the next."""
+    data = random.Random(1).randbytes(1000)
+    source = Counted(data)
+    splices = [Splice(10, 12, b"ab", ""), Splice(100, 100, b"xyz", ""), Splice(200, 203, b"", "")]
+    with OutputFile(tmp_path / "out") as out:
+        out.write(0, data[:900])
+        write_spliced(source, len(data), splices, out, copied=900)
+        out.commit()
+    assert source.read == [(100, 200), (900, 1000)]
+    want = data[:10] + b"ab" + data[12:100] + b"xyz" + data[100:200] + data[203:]
+    assert (tmp_path / "out").read_bytes() == want
+
+
+PAGES = PageBatch(0, 0, (), (), 4096, memoryview(b""), 0)
+
+
+@pytest.fixture
+def opened(tmp_path: Path) -> Iterator[FileSource]:
+    (tmp_path / "in").write_bytes(random.Random(0).randbytes((1 << 20) + 77))
+    source = FileSource(os.open(tmp_path / "in", os.O_RDONLY), "in", 5)
+    yield source
+    source.close()
+    assert threading.active_count() == 1
+    assert no_leftovers(tmp_path)
+
+
+def test_a_copy_ahead(tmp_path: Path, opened: FileSource) -> None:
+    size = opened.size or 0
+    with OutputFile(tmp_path / "out") as out, Ahead(opened, size, out) as ahead:
+        ahead.on(Anomaly(0, 0, "info", "x", "x"))
+        assert ahead.stop() == 0  # no pages so far
+    with OutputFile(tmp_path / "out") as out, Ahead(opened, size, out) as ahead:
+        ahead.on(PAGES)
+        while out.size < size:
+            time.sleep(0.01)
+        ahead.on(PAGES)
+        assert ahead.stop() == size
+        out.commit()
+    assert (tmp_path / "out").read_bytes() == (tmp_path / "in").read_bytes()[5:]
+
+
+def test_a_copy_ahead_stops(
+    tmp_path: Path, opened: FileSource, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also when it is left by an exception; nothing is written then to a file that is closed."""
+    monkeypatch.setattr(module, "_BY_KERNEL", 1)
+    with (
+        pytest.raises(KeyboardInterrupt),
+        OutputFile(tmp_path / "out") as out,
+        Ahead(opened, opened.size or 0, out) as ahead,
+    ):
+        ahead.on(PAGES)
+        while not out.size:
+            time.sleep(0.001)
+        raise KeyboardInterrupt
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_disk_that_is_full(
+    tmp_path: Path, opened: FileSource, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*args: int) -> int:
+        raise OSError(errno.ENOSPC, "full")
+
+    monkeypatch.setattr(os, "copy_file_range", full)
+    with OutputFile(tmp_path / "out") as out, Ahead(opened, 1000, out) as ahead:
+        ahead.on(PAGES)
+        with pytest.raises(OSError, match=r"full.*out"):
+            ahead.stop()
 
 
 def test_an_input_that_shrank(tmp_path: Path) -> None:

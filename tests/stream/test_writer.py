@@ -2,17 +2,23 @@
 
 from __future__ import annotations
 
+import contextlib
+import random
 import time
 from pathlib import Path
 
 import numpy as np
 import pytest
+from hypothesis import given, settings, strategies as st
 
 import vmstream
+from tests import streamwriter as sw
 from tests.decoding import decode
 from tests.qemu import Guest, Qemu
+from tests.strategies import SEEDS, block_names, devices
 from vmstream.errors import EncodeError
 from vmstream.stream.events import (
+    Anomaly,
     Configuration,
     EndOfStream,
     PageBatch,
@@ -167,3 +173,147 @@ def test_what_cannot_be_a_stream_is_refused(parts: Parts) -> None:
         out.zero_pages(0, 0, 1)
     with pytest.raises(EncodeError, match="section header"):
         out.start(b"x" * 256)
+
+
+# -- any stream -----------------------------------------------------------------------------------
+
+RUNS = st.lists(
+    st.tuples(st.integers(0, 2), st.integers(0, 1 << 16), st.integers(1, 40), SEEDS),
+    min_size=1,
+    max_size=4,
+)
+
+
+@settings(max_examples=30)
+@given(st.data())
+def test_the_same_as_the_independent_writer(
+    tmp_path_factory: pytest.TempPathFactory, data: st.DataObject
+) -> None:
+    """To the byte, and read back by index it is what was written."""
+    draw, parts = data.draw, Parts()
+    size = draw(st.sampled_from((4096, 4096, 1024, 65536)))
+    footers = draw(st.booleans())
+    truth = sw.StreamWriter(size, footers=footers)
+    out = StreamWriter(parts.take, page_size=size, footers=footers)
+    bits, uuid = size.bit_length() - 1, draw(st.none() | st.just(bytes(range(16))))
+    words = draw(st.none() | st.just(["events", "xbzrle"]))
+    truth.header()
+    truth.configuration("pc-q35-7.2", page_bits=bits, capabilities=words, uuid=uuid)
+    subsections = (
+        b"configuration/target-page-bits",
+        *([b"configuration/capabilities"] if words else []),
+        *([b"configuration/uuid"] if uuid else []),
+    )
+    told = tuple(w.encode() for w in words or ())
+    out.header(Configuration(0, 0, b"pc-q35-7.2", bits, told, uuid, subsections))
+    names = draw(st.lists(block_names, min_size=1, max_size=3, unique=True))
+    pages = [draw(st.integers(1, 40)) for _ in names]
+    lengths = [n * size for n in pages]
+    section = draw(st.sampled_from((0, 1, 0xFFFFFFFE)))
+    truth.ram_start([sw.RamBlock(*b) for b in zip(names, lengths, strict=True)], section_id=section)
+    assert out.start(b"ram", version_id=4, section_id=section) == section
+    out.block_list(tuple(RAMBlock(n.encode(), b) for n, b in zip(names, lengths, strict=True)))
+    out.close()
+    rounds = draw(st.lists(RUNS, min_size=1, max_size=3))
+    for number, runs in enumerate([*rounds, []]):
+        end = number == len(rounds)
+        truth.last_block = None  # each part starts with a name
+        with truth.ram_end() if end else truth.ram_part():
+            out.end(section) if end else out.part(section)
+            for index, first, count, seed in runs:
+                block = index % len(names)
+                at, rng = first % pages[block], random.Random(seed)
+                share = rng.choice((0, 0.1, 0.5, 1))
+                content = [
+                    bytes(size) if rng.random() < share else rng.randbytes(size)
+                    for _ in range(min(count, pages[block] - at))
+                ]
+                for i, page in enumerate(content):
+                    if any(page):
+                        truth.page(names[block], (at + i) * size, page)
+                    else:
+                        truth.zero(names[block], (at + i) * size)
+                if not any(map(any, content)) and rng.random() < 0.5:
+                    out.zero_pages(block, at * size, len(content))
+                else:
+                    rows = np.frombuffer(b"".join(content), np.uint8).reshape(-1, size)
+                    out.pages(block, at * size, rows)
+            out.close()
+    for device in draw(devices()):
+        truth.device(device)
+        (*_, head) = truth.items_of("FULL")
+        out.device(
+            device.name.encode(),
+            device.instance_id,
+            device.version,
+            device.payload(),
+            section_id=head.attrs["section_id"],
+        )
+    truth.eof()
+    out.finish(truth.vmdescription().attrs["text"])
+    made = parts.bytes()
+    assert made == bytes(truth)
+    assert out.offset == len(made)
+    assert not decode(made, strict=True).of(Anomaly)
+    path = tmp_path_factory.mktemp("writer") / "made"
+    path.write_bytes(made)
+    with vmstream.open(path) as stream, stream.memory(partial=True) as memory:
+        for name, want in truth.blocks.items():
+            assert memory.read_block(name, 0, len(want)) == want
+
+
+CALLS = ("part", "end", "close", "device", "pages", "zero_pages", "block_list", "start", "finish")
+
+
+@settings(max_examples=100)
+@given(SEEDS)
+def test_whatever_is_called(seed: int) -> None:
+    """What is refused writes nothing; what is accepted is a stream without findings."""
+    rng, parts = random.Random(seed), Parts()
+    out = StreamWriter(parts.take)
+    out.header(Configuration(0, 0, b"pc", None, (), None, ()))
+    pages = np.ones((3, PAGE), np.uint8)
+    started: list[int] = []
+    devices = 0
+
+    def call(name: str) -> None:
+        nonlocal devices
+        section, block = rng.choice((*started, 7)), rng.choice((0, 0, 1, 2))
+        offset = rng.choice((0, PAGE, 6 * PAGE, 61 * PAGE, -PAGE, 100))
+        match name:
+            case "part" | "end":
+                getattr(out, name)(section)
+            case "close":
+                out.close()
+            case "device":
+                out.device(b"timer", devices, 2, bytes(8))
+                devices += 1
+            case "pages":
+                out.pages(block, offset, pages[: rng.randrange(4)])
+            case "zero_pages":
+                out.zero_pages(block, offset, rng.randrange(9))
+            case "block_list":
+                out.block_list(BLOCKS)
+            case "start":
+                started.append(out.start(b"ram", version_id=4))
+            case "finish":
+                out.finish(b'{"page_size": 4096, "devices": []}')
+
+    for _ in range(rng.randrange(60)):
+        before, name = len(parts), rng.choice(CALLS[:-1])
+        try:
+            call(name)
+        except EncodeError:
+            assert len(parts) == before
+    for name in ("block_list", "close"):
+        with contextlib.suppress(EncodeError):
+            call(name)
+    for section in started:
+        with contextlib.suppress(EncodeError):  # it has ended
+            out.end(section)
+            out.close()
+    out.finish(b'{"page_size": 4096, "devices": []}')
+    found = decode(parts.bytes(), strict=True)
+    assert found.error is None
+    assert not [a for a in found.of(Anomaly) if a.severity != "info"]
+    assert len(found.of(Payload)) == devices

@@ -136,6 +136,16 @@ def test_configuration_with_a_subsection_nobody_knows() -> None:
     assert "configuration/later" in caught.value.found
 
 
+@pytest.mark.parametrize("version", [0, 2, 0x1000001])
+def test_configuration_with_a_subsection_of_another_version(version: int) -> None:
+    """QEMU refuses it; what is in it nobody knows."""
+    extra = sw.subsection("configuration/uuid", version, bytes(16))
+    raw = written(lambda w: w.configuration("m", subsections=extra))
+    with pytest.raises(FormatError, match="unknown version") as caught:
+        parse.configuration(raw + b"\1", 8)
+    assert caught.value.offset == 8 + len(raw) - len(extra)
+
+
 @pytest.mark.parametrize("length", [MAX_CONFIGURATION, 1 << 31, 0xFFFFFFFF])
 def test_configuration_name_of_impossible_length(length: int) -> None:
     for size in (5, 100):

@@ -69,7 +69,7 @@ _MOST_SPLICES = 1 << 20
 
 _CONTINUE = int(RAMSaveFlag.CONTINUE)
 _SUGGESTED = 5
-_CONFIGURATION = "configuration."
+CONFIGURATION = "configuration."
 # In the order of the wire.
 _SUBSECTIONS = {
     "target_page_bits": b"configuration/target-page-bits",
@@ -327,9 +327,9 @@ class Editing:
         options = self.options
         if options.add_vmdescription is not None:
             self._borrow(options.add_vmdescription)
-        self._configure([(p, v) for p, v in options.sets if p.startswith(_CONFIGURATION)])
+        self._configure([(p, v) for p, v in options.sets if p.startswith(CONFIGURATION)])
         for path, text in options.sets:
-            if not path.startswith(_CONFIGURATION):
+            if not path.startswith(CONFIGURATION):
                 self._set(path, text)
         for pattern in options.drop_sections:
             self._drop_section(pattern)
@@ -374,7 +374,7 @@ class Editing:
             event.name, event.target_page_bits, event.capabilities, event.uuid, event.subsections
         )
         for path, text in sets:
-            made = self._configured(made, path.removeprefix(_CONFIGURATION), text)
+            made = self._configured(made, path.removeprefix(CONFIGURATION), text)
         if self.plain is not None:
             made = self._of_plain(made)
         self.capabilities = made.capabilities
@@ -382,7 +382,7 @@ class Editing:
         for name in ("name", *_SUBSECTIONS):
             before, after = getattr(old, name), getattr(made, name)
             if before != after:
-                told.append(f"{_CONFIGURATION}{name}: {_shown(before)} -> {_shown(after)}")
+                told.append(f"{CONFIGURATION}{name}: {_shown(before)} -> {_shown(after)}")
         if told:
             self.add(event.offset, event.end, build.configuration(made), "; ".join(told))
             self._redescribe(lambda document: document.configure(made))
@@ -393,8 +393,8 @@ class Editing:
                 raise EncodeError("configuration.name: a machine type has a name")
             return replace(old, name=text.encode())
         if name not in _SUBSECTIONS:
-            names = ", ".join(_CONFIGURATION + n for n in ("name", *_SUBSECTIONS))
-            raise EncodeError(f"nothing is named '{_CONFIGURATION}{name}'; there is {names}")
+            names = ", ".join(CONFIGURATION + n for n in ("name", *_SUBSECTIONS))
+            raise EncodeError(f"nothing is named '{CONFIGURATION}{name}'; there is {names}")
         value: int | bytes | tuple[bytes, ...] | None
         if name == "uuid":
             try:
@@ -575,7 +575,8 @@ class Editing:
             return
         data = build.vmdescription(text)
         if event is not None:
-            self.add(event.offset, event.end, data, f"vmdescription: {len(text)} bytes of JSON")
+            if text != event.text:
+                self.add(event.offset, event.end, data, f"vmdescription: {len(text)} bytes of JSON")
         elif end is not None:
             self.add(end.end, end.end, data, f"vmdescription: put in, {len(text)} bytes of JSON")
 

@@ -4,24 +4,31 @@ from __future__ import annotations
 
 import contextlib
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Protocol
 
 from vmstream.container.layers import Container
 from vmstream.errors import EXIT_FINDINGS, EncodeError, StreamError
 from vmstream.ops.channels import Channels
-from vmstream.ops.edits import Editing, RewriteOptions
+from vmstream.ops.edits import CONFIGURATION, Editing, RewriteOptions
 from vmstream.ops.encode import STANDARD_OUTPUT
 from vmstream.ops.inspect import layer_reports
 from vmstream.ops.memory import GuestMemory, MemoryOptions, index_memory
 from vmstream.ops.patch import patch_ram
-from vmstream.ops.pipeline import Progress, events
-from vmstream.ops.splice import Nowhere, write_spliced
+from vmstream.ops.pipeline import Consumer, Progress, events
+from vmstream.ops.splice import Ahead, Nowhere, write_spliced
 from vmstream.report import models
 from vmstream.stream.decoder import Decoder
 from vmstream.stream.events import Event
-from vmstream.transport.sink import Output, OutputFile, StandardOutput, check_free, check_parent
+from vmstream.transport.sink import (
+    Copier,
+    Output,
+    OutputFile,
+    StandardOutput,
+    check_free,
+    check_parent,
+)
 from vmstream.transport.source import RandomAccess, Source, spooled
 from vmstream.version import __version__
 
@@ -75,11 +82,20 @@ def rewrite(
     with contextlib.ExitStack() as stack:
         source, access, size = stack.enter_context(_in_place(source, options))
         made = Editing(source, access, options, container)
-        summary, memory = made.summary, None
+        summary, memory, ahead, folds = made.summary, None, None, made.folds
+        out: Output = Nowhere()
+        if to_file is not None:
+            out = stack.enter_context(OutputFile(to_file, force=options.force))
+            if isinstance(access, Copier) and _keeps_places(options):
+                ahead = stack.enter_context(Ahead(access, size, out))
+                folds.append(ahead)
+        elif options.output is not None:
+            out = StandardOutput()
+        walk = _folded(made, folds, decoder, progress, channels)
         if options.patches or options.squash:
-            memory = stack.enter_context(_memory(made, decoder, progress, channels))
+            memory = stack.enter_context(_memory(made, walk, channels))
         else:
-            for _ in _folded(made, decoder, progress, channels):
+            for _ in walk:
                 pass
         if not summary.read and summary.findings.error is not None:
             raise summary.findings.error
@@ -93,15 +109,16 @@ def rewrite(
         except RecursionError:
             raise EncodeError("the vmdescription is nested too deep to be changed") from None
         splices = made.finish()
-        out: Output = Nowhere()
-        if to_file is not None:
-            out = stack.enter_context(OutputFile(to_file, force=options.force))
-        elif options.output is not None:
-            out = StandardOutput()
         target, at = (out, 0) if around is None else around.begin(out, made)
-        sparse = bool(made.places.mapped) and not options.squash
         written, output_size = write_spliced(
-            access, size, splices, target, at=at, sparse=sparse, progress=progress
+            access,
+            size,
+            splices,
+            target,
+            at=at,
+            sparse=bool(made.places.mapped) and not options.squash,
+            copied=ahead.stop() if ahead is not None else 0,
+            progress=progress,
         )
         if around is not None:
             output_size = around.finish(output_size)
@@ -132,6 +149,13 @@ def rewrite(
     return report, summary.findings.exit_code or (EXIT_FINDINGS if made.doubts else 0)
 
 
+# Whether no edit moves all that is behind the front of the stream.
+def _keeps_places(options: RewriteOptions) -> bool:
+    return not (options.squash or options.renames) and not any(
+        path.startswith(CONFIGURATION) for path, _ in options.sets
+    )
+
+
 # What is written in another order than it comes is read here and there.
 @contextlib.contextmanager
 def _in_place(
@@ -156,18 +180,20 @@ def _room(options: RewriteOptions) -> str | Path:
 
 
 def _folded(
-    made: Editing, decoder: Decoder, progress: Progress | None, channels: Channels | None
+    made: Editing,
+    folds: Sequence[Consumer],
+    decoder: Decoder,
+    progress: Progress | None,
+    channels: Channels | None,
 ) -> Iterator[Event]:
     for event in events(made.source, decoder, progress, made.container, channels):
-        for fold in made.folds:
+        for fold in folds:
             fold.on(event)
         yield event
 
 
 # Guest memory, by a walk that the other folds take part in.
-def _memory(
-    made: Editing, decoder: Decoder, progress: Progress | None, channels: Channels | None
-) -> GuestMemory:
+def _memory(made: Editing, walk: Iterator[Event], channels: Channels | None) -> GuestMemory:
     options = made.options
     memory_options = MemoryOptions(
         not options.squash,
@@ -177,9 +203,7 @@ def _memory(
         options.shared_blocks,
     )
     try:
-        return index_memory(
-            _folded(made, decoder, progress, channels), made.source, memory_options, channels
-        )
+        return index_memory(walk, made.source, memory_options, channels)
     except StreamError as error:
         if options.squash:
             error.advice = "vmstream extract-ram --partial writes the memory that is there"

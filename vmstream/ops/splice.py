@@ -5,13 +5,16 @@ What no splice names is copied as it is, so it is the same by construction, dama
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable, Iterable
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from itertools import pairwise
-from typing import Protocol
+from typing import Protocol, Self
 
 from vmstream.errors import EncodeError, TruncatedError
 from vmstream.ops.pipeline import Progress
+from vmstream.stream.events import Event, PageBatch
 from vmstream.transport.sink import Copier, Output, OutputFile
 from vmstream.transport.source import RandomAccess
 
@@ -96,11 +99,60 @@ class Nowhere:
         """Do nothing."""
 
 
-class _At:
-    """A `Target` in an output."""
+class Ahead:
+    """Fold and context manager: copies the input into a file while it is walked.
 
-    def __init__(self, out: Output, offset: int) -> None:
+    A thread starts with the first pages outside of mapped-ram, whose holes are to stay holes.
+
+    Args:
+        source: The input.
+        size: Its length, bytes.
+        out: Where it goes. It is the thread's until `stop` returns.
+    """
+
+    def __init__(self, source: Copier, size: int, out: OutputFile) -> None:
+        self._source, self._size, self._out = source, size, out
+        self._stopped = threading.Event()
+        self._pool = ThreadPoolExecutor(1)
+        self._copied: Future[int] | None = None
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        self._stopped.set()
+        self._pool.shutdown()
+
+    def on(self, event: Event) -> None:
+        """Start with the first pages."""
+        if self._copied is None and isinstance(event, PageBatch):
+            self._copied = self._pool.submit(self._copy)
+
+    def stop(self) -> int:
+        """Stop; return the bytes that were copied.
+
+        Raises:
+            OSError: With the path.
+        """
+        self._stopped.set()
+        return self._copied.result() if self._copied is not None else 0
+
+    def _copy(self) -> int:
+        at = 0
+        while at < self._size and not self._stopped.is_set():
+            done = self._out.take(self._source, at, min(_BY_KERNEL, self._size - at), at)
+            if not done:
+                break
+            at += done
+        return at
+
+
+class _At:
+    """A `Target` in an output, whose first `copied` bytes are those of the input so far."""
+
+    def __init__(self, out: Output, offset: int, copied: int) -> None:
         self.offset = offset
+        self.copied = copied
         self._out = out
 
     def write(self, data: bytes | memoryview) -> None:
@@ -109,6 +161,8 @@ class _At:
 
     def skip(self, length: int) -> None:
         if isinstance(self._out, (OutputFile, Nowhere)):
+            if isinstance(self._out, OutputFile) and self.offset < self.copied:
+                self._out.clear(self.offset, min(length, self.copied - self.offset))
             self.offset += length
             return
         zeros = memoryview(bytes(min(length, _AT_ONCE)))
@@ -133,6 +187,7 @@ def write_spliced(
     *,
     at: int = 0,
     sparse: bool = False,
+    copied: int = 0,
     progress: Progress | None = None,
 ) -> tuple[list[tuple[int, int]], int]:
     """Write the input with its splices.
@@ -144,6 +199,7 @@ def write_spliced(
         out: Where it goes.
         at: Offset in the output to begin at.
         sparse: Leave out blocks of zeros, where the output is a file.
+        copied: Bytes of the input that are in the output already, at their old place.
         progress: Called with (bytes of the input that are done, those there are).
 
     Returns:
@@ -157,7 +213,7 @@ def write_spliced(
         A buffer of 1 MiB, and what a splice has that makes its data.
     """
     buffer = memoryview(bytearray(_AT_ONCE))
-    to = _At(out, at)
+    to = _At(out, at, copied)
     done, places = 0, []
     for splice in (*splices, Splice(size, size, b"", "")):
         while done < splice.begin:
@@ -186,6 +242,10 @@ def _copy(
     if isinstance(out, Nowhere):
         to.offset += length
         return length
+    if to.offset == at < to.copied:
+        done = min(length, to.copied - at)
+        to.offset += done
+        return done
     # Five times as fast as through a buffer, but it fills holes.
     if not sparse and isinstance(out, OutputFile) and isinstance(source, Copier):
         done = out.take(source, at, min(_BY_KERNEL, length), to.offset)
@@ -198,8 +258,8 @@ def _copy(
         raise TruncatedError(at + got, "the input is shorter than it was")
     whole = len(part) // _BLOCK * _BLOCK
     if sparse and whole and isinstance(out, OutputFile):
-        out.write_sparse(to.offset, part[:whole], over=False)
-        to.skip(whole)
+        out.write_sparse(to.offset, part[:whole], over=to.offset < to.copied)
+        to.offset += whole
         part = part[whole:]
     to.write(part)
     return got

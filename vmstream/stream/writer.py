@@ -61,9 +61,11 @@ class StreamWriter:
         self.footers = footers
         self._sink = sink
         self._ids = 0
+        self._has_ram = False
         self._live: dict[int, bytes] = {}  # iterable sections that were started and have not ended
         self._open: int | None = None  # section whose body is being written
         self._kind = SectionType.QEMU_VM_EOF  # of that section or part
+        self._body = 0  # offset of the body of the section that was started last
         self._block = -1  # of the record before, in this section or part
         self._flat = False  # RAM section version 3
         self._buffer = np.empty(_AT_ONCE, np.uint8)
@@ -91,11 +93,13 @@ class StreamWriter:
         section_id: int | None = None,
     ) -> int:
         """Open the START of an iterable section; return its section id."""
+        if idstr == b"ram" and self._has_ram:
+            raise EncodeError("section 'ram' was started before: there is one")
         kind = SectionType.QEMU_VM_SECTION_START
         made = self._head(kind, idstr, instance_id, version_id, section_id)
         self._live[made] = idstr
         if idstr == b"ram":
-            self._flat = version_id == FLAT_RAM
+            self._has_ram, self._flat = True, version_id == FLAT_RAM
         return made
 
     def go_on(self, start: SectionStart, blocks: tuple[RAMBlock, ...] = ()) -> None:
@@ -121,6 +125,8 @@ class StreamWriter:
         if self._open is None:
             raise EncodeError("no section is open")
         if self._live.get(self._open) == b"ram":
+            if self._kind == SectionType.QEMU_VM_SECTION_START and self.offset == self._body:
+                raise EncodeError("the START of 'ram' has the block list")
             self.raw(build.BODY_ENDS[b"ram"])
         if self.footers if footer is None else footer:
             self.raw(build.section_footer(self._open))
@@ -151,6 +157,8 @@ class StreamWriter:
     def block_list(self, blocks: tuple[RAMBlock, ...]) -> None:
         """Write MEM_SIZE and the block list, behind the START of 'ram'; version 3 has no list."""
         self._in_ram()
+        if self._kind != SectionType.QEMU_VM_SECTION_START or self.offset != self._body:
+            raise EncodeError("the block list is the first in the START of 'ram'")
         self.blocks = blocks
         total = sum(b.used_length for b in blocks)
         self.raw(build.ram_word(total, RAMSaveFlag.MEM_SIZE))
@@ -212,7 +220,7 @@ class StreamWriter:
             raise EncodeError(f"section {made} was started before, and has not ended")
         self.raw(build.section_head(SectionHead(kind, made, idstr, instance, version)))
         self._ids = max(self._ids, made + 1)
-        self._open, self._kind, self._block = made, kind, -1
+        self._open, self._kind, self._block, self._body = made, kind, -1, self.offset
         return made
 
     def _part(self, kind: SectionType, section_id: int) -> None:

@@ -274,6 +274,17 @@ def configuration(data: Buffer, offset: int) -> tuple[ConfigurationValues, int]:
                 found=quoted(name),
                 advice="its length is not on the wire, so nothing behind it can be framed",
             )
+        # QEMU v10.1.0 migration/savevm.c vmstate_configuration: all are of version 1, and
+        # migration/vmstate.c vmstate_load_state() refuses any other.
+        if part.version_id != 1:
+            raise FormatError(
+                offset + pos,
+                "subsection of an unknown version",
+                context=context,
+                expected="1",
+                found=f"{quoted(name)} version {part.version_id}",
+                advice="its length is not on the wire, so nothing behind it can be framed",
+            )
         pos += used
         fields, used = _run(body, data[pos : pos + MAX_CONFIGURATION], offset + pos, quoted(name))
         values.update({k: v for k, v in fields.items() if not k.startswith("_")})
