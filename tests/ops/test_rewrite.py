@@ -15,7 +15,7 @@ from tests.strategies import corrupted_streams
 from tests.streamwriter import simple_stream
 from tests.truth import fixture_file, fixture_names, open_fixture, qcow2_file
 from vmstream.container.open import OpenStream
-from vmstream.errors import OutputError, StreamError, UnsupportedError
+from vmstream.errors import OutputError, StreamError
 from vmstream.ops.edits import RewriteOptions
 from vmstream.ops.rewrite import rewrite
 from vmstream.report.models import RewriteReport
@@ -76,10 +76,14 @@ def test_what_is_around_a_stream_goes(tmp_path: Path) -> None:
 
 
 def test_an_input_that_cannot_be_sought_in(tmp_path: Path) -> None:
-    source = BytesSource(bytes(simple_stream()))
-    with pytest.raises(UnsupportedError, match="--spool DIR"):
-        rewrite(source, RewriteOptions(tmp_path / "out"))
-    assert not list(tmp_path.iterdir())
+    """Is copied first, to where there is room for as much; nothing is left of the copy."""
+    data = bytes(simple_stream())
+    rewrite(BytesSource(data), RewriteOptions(tmp_path / "out"))
+    assert (tmp_path / "out").read_bytes() == data
+    assert [p.name for p in tmp_path.iterdir()] == ["out"]
+    with pytest.raises(OSError, match="nowhere"):
+        rewrite(BytesSource(data), RewriteOptions(tmp_path / "x", spool=str(tmp_path / "nowhere")))
+    assert [p.name for p in tmp_path.iterdir()] == ["out"]
 
 
 def test_what_is_no_stream(tmp_path: Path) -> None:
