@@ -196,7 +196,10 @@ def test_one_flat_space(footers: bool, tmp_path: Path) -> None:
                 w.page("", page * PAGE, bytes([value * (page % 3)]) * PAGE)
     found, _ = made(tmp_path, ended(w))
     assert [len(e) for e in found if isinstance(e, PageBatch)] == [8]
-    with OpenStream(tmp_path / "in") as opened, pytest.raises(EncodeError, match="configuration section"):
+    with (
+        OpenStream(tmp_path / "in") as opened,
+        pytest.raises(EncodeError, match="configuration section"),
+    ):
         options = RewriteOptions(output=tmp_path / "mapped", squash=True, mapped=True)
         rewrite(opened.source, options, None, opened.container)
 
