@@ -71,6 +71,57 @@ def test_a_run_is_read_at_once() -> None:
     assert spool.stored == 0
 
 
+def scattered() -> StreamWriter:
+    """Each third page comes again, so what counts has gaps; pages of zeros and encoded ones too."""
+    rng = random.Random(8)
+    w = writer(mem=400 * PAGE)
+    with w.ram_part():
+        for page in range(400):
+            if page % 8 == 7:
+                w.zero("mem", page * PAGE)
+            else:
+                w.page("mem", page * PAGE, rng.randbytes(PAGE))
+    with w.ram_end():
+        for page in (*range(0, 300, 3), *range(397, 300, -3)):
+            w.page("mem", page * PAGE, rng.randbytes(PAGE))
+        for page in range(1, 100, 30):
+            w.compress_page("mem", page * PAGE, zlib.compress(b"z" * PAGE))
+    return w
+
+
+def test_pages_that_lie_scattered() -> None:
+    """What stands close together is read at once."""
+    w = scattered()
+    index, source, spool = indexed(w)
+    assert spool.stored
+    assert read(index, 0, 0, 400 * PAGE) == w.blocks["mem"]
+    assert len(source.reads) < 40
+    assert read(index, 0, PAGE + 5, 300 * PAGE) == w.blocks["mem"][PAGE + 5 :][: 300 * PAGE]
+    # In any order, and pages again.
+    pages = np.array([random.Random(9).randrange(400) for _ in range(500)])
+    got = np.empty((500, PAGE), np.uint8)
+    index.read_pages(0, pages, got)
+    assert got.tobytes() == b"".join(w.blocks["mem"][p * PAGE : (p + 1) * PAGE] for p in pages)
+
+
+def test_bytes_that_nobody_asked_for_may_be_lost() -> None:
+    """A version that does not count, where the input cannot give it, is no fault."""
+    w = scattered()
+    index, source, _ = indexed(w)
+    lost = w.data.index(w.blocks["mem"][2 * PAGE : 3 * PAGE]) - PAGE + 100  # of page 1, as first
+
+    def read_into(offset: int, buffer: memoryview) -> int:
+        if offset <= lost < offset + len(buffer):
+            raise IntegrityError(lost, "a cluster that does not unpack")
+        return Bytes.read_into(source, offset, buffer)
+
+    source.read_into = read_into  # type: ignore[method-assign]
+    assert read(index, 0, 0, 400 * PAGE) == w.blocks["mem"]
+    with pytest.raises(IntegrityError, match="cluster"):
+        lost += PAGE
+        read(index, 0, 0, 400 * PAGE)
+
+
 def test_any_range() -> None:
     rng = random.Random(5)
     w = writer(a=40 * PAGE, b=7 * PAGE)

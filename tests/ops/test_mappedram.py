@@ -30,12 +30,12 @@ from vmstream.ops.inspect import Summary
 from vmstream.ops.lastpages import LastPages, Pages
 from vmstream.ops.mappedram import write_mapped
 from vmstream.ops.memory import MemoryOptions, index_memory, read_memory
-from vmstream.ops.patch import random_access
 from vmstream.ops.pipeline import events
 from vmstream.ops.splice import Nowhere, Splice, Target, in_order, write_spliced
 from vmstream.stream.decoder import Decoder
 from vmstream.stream.events import Configuration, Event, RAMBlock, RAMControl, SectionStart
 from vmstream.transport.sink import OutputFile, StandardOutput
+from vmstream.transport.source import RandomAccess, Source
 from vmstream.wire import build
 from vmstream.wire.constants import (
     CAP_IGNORE_SHARED,
@@ -58,6 +58,11 @@ KINDS = [
     "mapped-ignoreshared-11.1-pc",
     "ignoreshared-10.0-pc",
 ]
+
+
+def random_access(source: Source) -> RandomAccess:
+    assert isinstance(source, RandomAccess)
+    return source
 
 
 class RAM:
