@@ -255,6 +255,8 @@ def test_the_same_as_the_independent_writer(
     assert made == bytes(truth)
     assert out.offset == len(made)
     assert not decode(made, strict=True).of(Anomaly)
+    if not any(map(any, truth.blocks.values())):
+        return  # zero pages alone are taken for the main channel of multifd
     path = tmp_path_factory.mktemp("writer") / "made"
     path.write_bytes(made)
     with vmstream.open(path) as stream, stream.memory(partial=True) as memory:
@@ -274,18 +276,20 @@ def test_whatever_is_called(seed: int) -> None:
     out.header(Configuration(0, 0, b"pc", None, (), None, ()))
     pages = np.ones((3, PAGE), np.uint8)
     started: list[int] = []
-    devices = 0
+    devices, live = 0, ""
 
     def call(name: str) -> None:
-        nonlocal devices
+        nonlocal devices, live
         section, block = rng.choice((*started, 7)), rng.choice((0, 0, 1, 2))
         offset = rng.choice((0, PAGE, 6 * PAGE, 61 * PAGE, -PAGE, 100))
         match name:
             case "part" | "end":
                 getattr(out, name)(section)
+                live = name
             case "close":
                 out.close()
-            case "device":
+                live = "" if live == "end" else live
+            case "device" if not live:  # QEMU has none between the parts, and there no reader looks
                 out.device(b"timer", devices, 2, bytes(8))
                 devices += 1
             case "pages":
@@ -296,8 +300,9 @@ def test_whatever_is_called(seed: int) -> None:
                 out.block_list(BLOCKS)
             case "start":
                 started.append(out.start(b"ram", version_id=4))
+                live = name
             case "finish":
-                out.finish(b'{"page_size": 4096, "devices": []}')
+                out.finish()
 
     for _ in range(rng.randrange(60)):
         before, name = len(parts), rng.choice(CALLS[:-1])
@@ -312,7 +317,7 @@ def test_whatever_is_called(seed: int) -> None:
         with contextlib.suppress(EncodeError):  # it has ended
             out.end(section)
             out.close()
-    out.finish(b'{"page_size": 4096, "devices": []}')
+    out.finish()
     found = decode(parts.bytes(), strict=True)
     assert found.error is None
     assert not [a for a in found.of(Anomaly) if a.severity != "info"]
