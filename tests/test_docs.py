@@ -147,7 +147,7 @@ def test_links(path: str) -> None:
 
 
 def test_the_library_example(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    example, _ = [b for b in code_blocks(text_of(README), "python") if "vmstream.open" in b]
+    example, *_ = [b for b in code_blocks(text_of(README), "python") if "vmstream.open" in b]
     fixture_file("plain-7.2-pc", tmp_path).rename(tmp_path / "dump.bin")
     monkeypatch.chdir(tmp_path)
     with contextlib.redirect_stdout(io.StringIO()) as out:
@@ -159,7 +159,7 @@ def test_the_library_example(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
 
 
 def test_the_library_example_of_memory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    _, example = [b for b in code_blocks(text_of(README), "python") if "vmstream.open" in b]
+    _, example, _ = [b for b in code_blocks(text_of(README), "python") if "vmstream.open" in b]
     fixture_file("plain-7.2-pc", tmp_path).rename(tmp_path / "dump.bin")
     monkeypatch.chdir(tmp_path)
     with contextlib.redirect_stdout(io.StringIO()) as out:
@@ -168,6 +168,20 @@ def test_the_library_example_of_memory(tmp_path: Path, monkeypatch: pytest.Monke
     assert boot.endswith("55 aa")
     assert rest == "16 bytes of pc.bios"
     assert size == str(16 << 20)
+
+
+def test_the_library_examples_that_write(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A small stream without findings, and a copy of a real one."""
+    blocks = code_blocks(text_of(README), "python")
+    writer, encoder = (b for b in blocks if "StreamWriter" in b or "Encoder" in b)
+    fixture_file("plain-7.2-pc", tmp_path).rename(tmp_path / "dump.bin")
+    monkeypatch.chdir(tmp_path)
+    exec(writer, {})  # noqa: S102
+    with vmstream.open("new.bin", strict=True) as stream, stream.memory() as memory:
+        assert memory.read_block("pc.ram", 0, 1 << 20) == b"\1" * 65536 + bytes(983040)
+        assert [d.path for d in stream.devices()] == ["timer[0]"]
+    exec(encoder, {})  # noqa: S102
+    assert Path("copy.bin").read_bytes() == Path("dump.bin").read_bytes()
 
 
 def test_the_commands_of_the_readme_run(tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""Read QEMU migration streams. Start with `vmstream.open(path)`.
+"""Read QEMU migration streams, and write them. Start with `vmstream.open(path)`.
 
 The names below are the public interface; they are loaded when first used, since numpy and
 construct take longer to import than the command line has.
@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     )
     from vmstream.ops.memory import GuestMemory, MemoryFile
     from vmstream.ops.stream import Stream, open  # noqa: A004
+    from vmstream.stream.encoder import Encoder
     from vmstream.stream.events import (
         Anomaly,
         ChannelEvent,
@@ -51,6 +52,7 @@ if TYPE_CHECKING:
         SectionStart,
         VMDescription,
     )
+    from vmstream.stream.writer import StreamWriter
 
 _HOME = {
     "vmstream.errors": (
@@ -59,21 +61,25 @@ _HOME = {
     ),
     "vmstream.ops.memory": ("GuestMemory", "MemoryFile"),
     "vmstream.ops.stream": ("Stream", "open"),
+    "vmstream.stream.encoder": ("Encoder",),
     "vmstream.stream.events": (
         "Anomaly", "ChannelEvent", "ChannelHead", "Command", "Configuration", "DeviceState",
         "EndOfStream", "Event", "FileHeader", "Gap", "LiveRecord", "MappedBlock", "MappedPages",
         "MultiFDPacket", "Padding", "PageBatch", "Payload", "RAMBlock",
         "RAMBlockList", "RAMControl", "SectionFooter", "SectionStart", "VMDescription",
     ),
+    "vmstream.stream.writer": ("StreamWriter",),
 }  # fmt: skip
 _MODULE_OF = {name: module for module, names in _HOME.items() for name in names}
 
 __all__ = [
     "AddressError", "Anomaly", "ChannelEvent", "ChannelHead", "Command", "Configuration",
-    "DeviceState", "EncodeError", "EndOfStream", "Event", "FileHeader", "FormatError", "Gap",
+    "DeviceState", "EncodeError", "Encoder", "EndOfStream", "Event", "FileHeader", "FormatError",
+    "Gap",
     "GuestMemory", "IntegrityError", "LimitError", "LiveRecord", "MappedBlock", "MappedPages",
     "MemoryFile", "MultiFDPacket", "OutputError", "Padding", "PageBatch", "Payload", "RAMBlock",
     "RAMBlockList", "RAMControl", "SectionFooter", "SectionStart", "Stream", "StreamError",
+    "StreamWriter",
     "TruncatedError", "UnsupportedError", "VMDescription", "VmstreamError", "__version__", "open",
 ]  # fmt: skip
 
