@@ -39,6 +39,7 @@ from vmstream.ops.pipeline import events
 from vmstream.stream.channel import MultiFDDecoder
 from vmstream.stream.decoder import Decoder
 from vmstream.stream.events import MultiFDPacket, PageBatch, RAMBlock
+from vmstream.stream.writer import StreamWriter
 from vmstream.transport.source import OpenSource
 from vmstream.wire.constants import RAMSaveFlag
 
@@ -139,6 +140,53 @@ def bench_extract(path: Path, work: Path, runs: int) -> None:
         "extract-ram, start-up included",
         f"{mine:.2f} s",
         f"{mine / dd:.2f} x dd bs=1M ({dd:.2f} s)",
+    )
+
+
+def bench_rewrite(path: Path, work: Path, runs: int) -> None:
+    """rewrite against cp, in turn; rows of other ways to write a stream go here, too."""
+    out = work / "rewritten.bin"
+    command: list[str | Path] = [*VMSTREAM, "rewrite", path, "-o", out]
+    cases: dict[str, list[str | Path]] = {
+        "without edits": [],
+        "--set of a field": ["--set", "globalstate/runstate=paused"],
+        "--strip-vmdescription": ["--strip-vmdescription"],
+    }
+    cp, *ours = in_turn(
+        runs,
+        (["cp", path, out], out),
+        *(([*command, *options], out) for options in cases.values()),
+    )
+    for name, took in zip(cases, ours, strict=True):
+        row(
+            f"rewrite, {path.name}, {name}, start-up included",
+            f"{took:.2f} s",
+            f"{took / cp:.2f} x cp ({cp:.2f} s)",
+        )
+
+
+def bench_writer(pages: int, runs: int) -> None:
+    """Pages from a numpy array into nothing, against a copy of them in memory."""
+    made = np.resize(streams.bodies(1024), (pages, 4096))
+
+    def write() -> None:
+        with open(os.devnull, "wb", buffering=0) as file:
+            out = StreamWriter(file.write)
+            out.header()
+            ram = out.start(b"ram", version_id=4)
+            out.block_list((RAMBlock(b"mem", made.nbytes),))
+            out.close()
+            out.end(ram)
+            out.pages(0, 0, made)
+            out.close()
+            out.finish()
+
+    times = [(median(write, 1), median(made.copy, 1)) for _ in range(runs)]
+    ours, theirs = (statistics.median(t) for t in zip(*times, strict=True))
+    row(
+        f"StreamWriter, {made.nbytes >> 20} MiB of pages",
+        f"{made.nbytes / ours / 1e9:.2f} GB/s",
+        f"{ours / theirs:.2f} x a copy in memory ({made.nbytes / theirs / 1e9:.2f} GB/s)",
     )
 
 
@@ -511,7 +559,10 @@ def main() -> None:
         bench_extract(busy, work, options.runs)
         for path in options.stream:
             bench_extract(path, work, options.runs)
+            bench_rewrite(path, work, options.runs)
             bench_search(path, options.runs)
+        bench_rewrite(busy, work, options.runs)
+        bench_writer(pages // 2, options.runs)
         bench_indices(busy, options.stream, work, pages, options.runs)
         bench_mapped(work, 2 * pages, options.runs)
         bench_multifd(work, pages, options.runs)
