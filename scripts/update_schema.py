@@ -44,10 +44,16 @@ SCHEMAS: dict[str, tuple[str, tuple[str, ...]]] = {
     "banner.json": (models.BANNER_SCHEMA, ("BannerReport",)),
     "rewrite.json": (models.REWRITE_SCHEMA, ("RewriteReport",)),
     "convert.json": (models.CONVERT_SCHEMA, ("ConvertReport",)),
+    "unpack.json": (models.UNPACK_SCHEMA, ("UnpackReport",)),
+    "unpacked.json": (models.UNPACKED_SCHEMA, ("UnpackedManifest",)),
+    "build.json": (models.BUILD_SCHEMA, ("BuildReport",)),
 }
 
 # Files that users write: a list of objects, in which fields with a default may be left out.
-INPUTS: dict[str, tuple[str, str]] = {"layout.json": (models.LAYOUT_SCHEMA, "LayoutEntry")}
+INPUTS: dict[str, tuple[str, str]] = {
+    "layout.json": (models.LAYOUT_SCHEMA, "LayoutEntry"),
+    "device.json": (models.DEVICE_SCHEMA, "DeviceField"),
+}
 
 # Fields whose entries stand in the object itself (report/jsonout.py record()).
 FLATTENED = {("RecordReport", "fields")}
@@ -151,12 +157,16 @@ def generate(schema: str, classes: tuple[str, ...]) -> str | None:
 def generate_input(schema: str, name: str) -> str:
     """Return the text of the schema of a list that users write."""
     cls = getattr(models, name)
-    item = Generator(schema).object(cls)
+    made = Generator(schema)
+    item = made.object(cls)
     fields = dataclasses.fields(cls)
-    item["required"] = [f.name for f in fields if f.default is dataclasses.MISSING]
-    item["additionalProperties"] = False
+    for written in (item, *made.defs.values()):
+        written["required"] = [f.name for f in fields if f.default is dataclasses.MISSING]
+        written["additionalProperties"] = False
     head = {"$schema": "https://json-schema.org/draft/2020-12/schema", "title": schema}
-    return json.dumps(head | {"type": "array", "minItems": 1, "items": item}, indent=2) + "\n"
+    body = {"type": "array", "minItems": 1, "items": item}
+    defs = {"$defs": made.defs} if made.defs else {}
+    return json.dumps(head | body | defs, indent=2) + "\n"
 
 
 def main() -> int:

@@ -23,8 +23,9 @@ from vmstream.wire.live import KINDS as LIVE_KINDS
 README = ROOT / "README.md"
 JSON = ROOT / "docs" / "json.md"
 COMMANDS = (
-    "inspect", "records", "extract-ram", "extract-block", "rewrite", "convert", "devices", "get",
-    "cpus", "cmdline", "hexdump", "search", "vmcoreinfo", "banner", "xml", "snapshots",
+    "inspect", "records", "extract-ram", "extract-block", "rewrite", "convert", "unpack", "build",
+    "devices", "get", "cpus", "cmdline", "hexdump", "search", "vmcoreinfo", "banner", "xml",
+    "snapshots",
 )  # fmt: skip
 NAMES = "|".join(COMMANDS)
 CALL = re.compile(rf"(?<![\w/.-])vmstream ((?:{NAMES})[^\n`|>]*)")

@@ -26,6 +26,8 @@ COMMANDS = {
     "extract-ram": "STREAM",
     "rewrite": "STREAM",
     "convert": "STREAM OUT",
+    "unpack": "STREAM DIR",
+    "build": "",
     "devices": "STREAM",
     "get": "STREAM",
     "cpus": "STREAM",
@@ -42,6 +44,7 @@ MORE = {
     "extract-ram": ["-o", "out"],
     "rewrite": ["-o", "out"],
     "convert": ["out"],
+    "unpack": ["out"],
     "get": ["timer"],
     "hexdump": ["--phys", "0"],
     "search": ["text"],
@@ -73,7 +76,7 @@ def test_help(flag: str) -> None:
 def test_help_of_a_command(command: str, flag: str) -> None:
     run = vmstream(command, flag)
     assert run.status == 0, run.err
-    assert f"Usage: vmstream {command} [OPTIONS] {COMMANDS[command]}" in run.out
+    assert f"Usage: vmstream {command} [OPTIONS] {COMMANDS[command]}".rstrip() in run.out
     examples = run.out.partition("Examples:")[2]
     assert f"  vmstream {command} " in examples
     # Every option says what it does.

@@ -146,3 +146,26 @@ def test_the_configuration_is_described_as_qemu_does(name: str) -> None:
     found = json.loads(made.text())
     assert found["configuration"] == want["configuration"]
     assert found["devices"] == stream["devices"]
+
+
+def test_what_a_state_does_not_have_goes() -> None:
+    """A subsection is there where its frame is; those of elements of an array stay."""
+    leaf = {"vmsd_name": "s/b", "version": 1, "fields": [{"name": "n", "type": "int8", "size": 1}]}
+    inner = {"vmsd_name": "s", "version": 1, "fields": [], "subsections": [leaf]}
+    framed = b"\5\3s/b" + (1).to_bytes(4, "big") + b"x"
+    device = {
+        "name": "d",
+        "instance_id": 0,
+        "fields": [{"name": "s", "type": "struct", "struct": inner, "size": len(framed)}],
+        "subsections": [leaf],
+    }
+    text = json.dumps({"page_size": 4096, "devices": [device]}, separators=(", ", ": ")).encode()
+    for body, left in ((framed * 2, 2), (framed, 1), (b"", 0), (b"x", -1), (framed + b"x", -1)):
+        tree = DeviceTree([], text).document
+        document = Document(tree, text)
+        assert document.fit(tree["devices"][0], body) == (left >= 0)
+        assert document.changed == (left in (0, 1))
+        made = document.text()
+        assert made.count(b"s/b") == (left if left >= 0 else 2)
+        if left >= 0:
+            assert load(made).devices[0].size == len(body)

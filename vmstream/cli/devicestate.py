@@ -21,7 +21,7 @@ from vmstream.errors import printable
 from vmstream.ops.devices import Devices, read_devices, with_schema
 from vmstream.transport.source import Source
 
-_schema_option = click.option(
+schema_option = click.option(
     "--schema",
     type=click.Path(exists=True, dir_okay=False),
     metavar="FILE",
@@ -34,7 +34,7 @@ def device_options(command: Callable[..., Any]) -> Callable[..., Any]:
     """--schema and what every command that reads a stream has; all but --json as `options`."""
     for option in (json_option, page_size_option, limit_options, spool_option, snapshot_option):
         command = option(command)
-    return _schema_option(command)
+    return schema_option(command)
 
 
 @contextlib.contextmanager

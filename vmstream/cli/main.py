@@ -30,6 +30,8 @@ _COMMANDS = {
         "command",
         "Write a stream as another kind of file: plain, mapped-ram, a save image of libvirt.",
     ),
+    "unpack": ("vmstream.cli.unpack", "command", "Write a stream as files to edit."),
+    "build": ("vmstream.cli.build", "command", "Make a stream of such files."),
     "devices": ("vmstream.cli.devices", "command", "Show device state by name."),
     "get": ("vmstream.cli.get", "command", "Print one value of device state, or several."),
     "cpus": ("vmstream.cli.cpus", "command", "Show the registers of each CPU."),

@@ -45,8 +45,12 @@ def encode(node: Node, text: str) -> Iterator[tuple[Node, bytes]]:
         yield node, bytes([_TRUTH[text.lower()]])
     else:
         signed = match is not None and not match[1]
-        order: Literal["big", "little"] = "little" if match and match[3] == " little" else "big"
-        yield node, _number(node, text).to_bytes(node.size, order, signed=signed)
+        yield node, _number(node, text).to_bytes(node.size, order(node.type), signed=signed)
+
+
+def order(kind: str) -> Literal["big", "little"]:
+    """Return the byte order of a type."""
+    return "little" if kind.endswith(" little") else "big"
 
 
 def _number(node: Node, text: str) -> int:

@@ -12,6 +12,7 @@ from collections.abc import Iterator, Mapping, MutableMapping, Sequence
 from typing import Any
 
 from vmstream.errors import EncodeError
+from vmstream.wire.constants import SectionType
 from vmstream.wire.parse import ConfigurationValues
 from vmstream.wire.vmsd import PAIRS, SUBSECTION_FRAME, body_size, field_size
 
@@ -66,6 +67,19 @@ class Document:
             _set(field, "size", field_size(field) - size)
         _remove(owner, subsection)
         self.changed = True
+
+    def fit(self, device: Mapping[Any, Any], body: bytes) -> bool:
+        """Take out of a device the subsections whose frames its state does not have.
+
+        Returns:
+            Whether the rest describes the state; if not, nothing was taken out.
+        """
+        absent: list[Mapping[Any, Any]] = []
+        if _end(device, body, 0, absent) != len(body):
+            return False
+        for subsection in absent:
+            self.drop_subsection(device, subsection)
+        return True
 
     def configure(self, values: ConfigurationValues) -> None:
         """Describe other values of the configuration section, where it is described (8.2 on)."""
@@ -145,6 +159,22 @@ def _set(described: Any, key: str, value: int) -> None:
     target[key] = value
     pairs = described[PAIRS]
     pairs[:] = [(k, value if k == key else v) for k, v in pairs]
+
+
+# Where a vmsd ends in a state; its subsections that are not there are added to a list. As
+# `Node` has them: a subsection is there where its frame is.
+def _end(vmsd: Mapping[Any, Any], body: bytes, at: int, absent: list[Mapping[Any, Any]]) -> int:
+    for field in vmsd.get("fields", ()):
+        size, inner = field_size(field), field.get("struct")
+        own = isinstance(inner, Mapping) and "array_len" not in field
+        at = _end(inner, body, at, absent) if own and body_size(inner) == size else at + size
+    for sub in vmsd.get("subsections", ()):
+        name = _encoded(sub["vmsd_name"])
+        if body.startswith(bytes([SectionType.QEMU_VM_SUBSECTION, len(name) & 0xFF]) + name, at):
+            at = _end(sub, body, at + SUBSECTION_FRAME + len(name), absent)
+        else:
+            absent.append(sub)
+    return at
 
 
 # From a vmsd down to a subsection: the fields on the way, then the list that it is in.

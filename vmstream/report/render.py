@@ -13,6 +13,7 @@ from rich.text import Text
 
 from vmstream.errors import printable
 from vmstream.report.models import (
+    BuildReport,
     ConvertReport,
     ExtractBlockReport,
     ExtractReport,
@@ -21,6 +22,7 @@ from vmstream.report.models import (
     RecordReport,
     RewriteReport,
     SnapshotsReport,
+    UnpackReport,
 )
 
 # More than any table takes, so that none is made narrower.
@@ -436,6 +438,30 @@ def _notes_of(report: RewriteReport) -> None:
         notes.print(f"vmstream: {a.severity}: {printable(a.message)}")
     for doubt in report.doubts:
         notes.print(f"vmstream: warning: {printable(doubt)}")
+
+
+def render_unpack(report: UnpackReport, out: Console | None = None) -> None:
+    """Print what was written, and what is to be known about the input to stderr."""
+    out = out or console()
+    named = report.devices - len(report.undescribed)
+    out.print(
+        f"{printable(report.output)}: {report.blocks} blocks, {report.devices} devices, "
+        f"{named} of them by names"
+    )
+    notes = console(sys.stderr)
+    for a in report.anomalies[:_FINDINGS_AT_A_GLANCE]:
+        notes.print(f"vmstream: {a.severity}: {printable(a.message)}")
+
+
+def render_build(report: BuildReport, out: Console | None = None) -> None:
+    """Print what was written."""
+    out = out or console()
+    said = {"none": "without a vmdescription", "kept": "the vmdescription as it was"}
+    out.print(
+        f"{printable(report.output)}: {report.output_size} bytes, {report.blocks} blocks, "
+        f"{report.devices} devices, "
+        f"{said.get(report.vmdescription, 'the vmdescription follows the edits')}"
+    )
 
 
 def render_snapshots(report: SnapshotsReport, out: Console | None = None) -> None:

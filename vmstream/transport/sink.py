@@ -203,14 +203,22 @@ class SparseFile:
 class SavedFile(SparseFile):
     """A file that was written before, to be read; a context manager.
 
+    Args:
+        path: The file.
+        within: Descriptor of the directory that it is in; then no symbolic link is followed.
+
     Raises:
         OutputError: It is no regular file.
         OSError: With the path.
     """
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, *, within: int | None = None) -> None:
+        flags = os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK
         with _named(path):
-            fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
+            if within is None:
+                fd = os.open(path, flags)
+            else:
+                fd = os.open(path.name, flags | os.O_NOFOLLOW, dir_fd=within)
         if not stat.S_ISREG(os.fstat(fd).st_mode):
             os.close(fd)
             raise OutputError(f"{path}: not a regular file")

@@ -10,7 +10,7 @@ from typing import Any
 
 import construct
 
-from vmstream.errors import EncodeError
+from vmstream.errors import EncodeError, quoted
 from vmstream.wire import grammar
 from vmstream.wire.constants import (
     BDRV_SECTOR_BITS,
@@ -72,11 +72,16 @@ def configuration(values: ConfigurationValues) -> bytes:
         shape = grammar.CONFIGURATION_SUBSECTIONS.get(name)
         if shape is None:
             raise EncodeError(f"configuration: no subsection {name!r} is known")
-        head = {"name": name, "version_id": 1}
-        made += _build(grammar.SUBSECTION_HEAD, head, "configuration")
+        made += subsection_head(name, 1)
         body = {f.name: getattr(values, f.name) for f in shape.subcons}
         made += _build(shape, body, name.decode())
     return made
+
+
+def subsection_head(name: bytes, version_id: int) -> bytes:
+    """What stands in front of the fields of a subsection."""
+    head = {"name": name, "version_id": version_id}
+    return _build(grammar.SUBSECTION_HEAD, head, f"subsection {quoted(name)}")
 
 
 def section_head(head: SectionHead) -> bytes:
