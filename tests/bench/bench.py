@@ -144,22 +144,25 @@ def bench_extract(path: Path, work: Path, runs: int) -> None:
 
 
 def bench_rewrite(path: Path, work: Path, runs: int) -> None:
-    """rewrite against cp, in turn; rows of other ways to write a stream go here, too."""
+    """rewrite and convert against cp of the input, in turn."""
     out = work / "rewritten.bin"
-    command: list[str | Path] = [*VMSTREAM, "rewrite", path, "-o", out]
+    rewrite: list[str | Path] = ["rewrite", path, "-o", out]
     cases: dict[str, list[str | Path]] = {
-        "without edits": [],
-        "--set of a field": ["--set", "globalstate/runstate=paused"],
-        "--strip-vmdescription": ["--strip-vmdescription"],
+        "rewrite, without edits": rewrite,
+        "rewrite --set of a field": [*rewrite, "--set", "globalstate/runstate=paused"],
+        "rewrite --strip-vmdescription": [*rewrite, "--strip-vmdescription"],
+        "rewrite --squash": [*rewrite, "--squash"],
+        "convert --to mapped-ram": ["convert", path, out, "--to", "mapped-ram"],
+        "convert --compress zstd": ["convert", path, out, "--compress", "zstd"],
     }
     cp, *ours = in_turn(
         runs,
         (["cp", path, out], out),
-        *(([*command, *options], out) for options in cases.values()),
+        *(([*VMSTREAM, *words], out) for words in cases.values()),
     )
     for name, took in zip(cases, ours, strict=True):
         row(
-            f"rewrite, {path.name}, {name}, start-up included",
+            f"{name}, {path.name}, start-up included",
             f"{took:.2f} s",
             f"{took / cp:.2f} x cp ({cp:.2f} s)",
         )

@@ -17,6 +17,7 @@ from vmstream.guest.devicejson import to_bytes
 from vmstream.guest.devices import DeviceTree
 from vmstream.guest.vmdesc import Document
 from vmstream.ops.encode import STANDARD_OUTPUT
+from vmstream.ops.lastpages import write_pages
 from vmstream.ops.manifest import (
     BLOCKS,
     DEVICES,
@@ -401,24 +402,10 @@ class _Stream:
                 elif section.idstr == b"ram" and said.part == "start":
                     out.block_list(self.pages.blocks)
                 elif section.idstr == b"ram" and bodies:
-                    self.write_pages(out, progress)
+                    write_pages(self.pages, out, progress)
                 out.close()
                 at += length
         out.finish(self.vmdescription)
-
-    def write_pages(self, out: StreamWriter, progress: Progress | None) -> None:
-        """Write all pages."""
-        total = sum(b.used_length for b in self.pages.blocks)
-        before = 0
-        for number, block in enumerate(self.pages.blocks):
-            for offset, pages in self.pages.pages(number):
-                if isinstance(pages, int):
-                    out.zero_pages(number, offset, pages)
-                else:
-                    out.pages(number, offset, pages)
-                if progress is not None:
-                    progress(before + offset, total)
-            before += block.used_length
 
     def _copy(self, out: StreamWriter, file: SavedFile, at: int, length: int) -> None:
         buffer, end = memoryview(bytearray(min(length, _AT_ONCE))), at + length

@@ -13,6 +13,7 @@ from vmstream.guest.coverage import BlockCoverage
 from vmstream.ops.memory import GuestMemory
 from vmstream.ops.pipeline import Progress
 from vmstream.stream.events import RAMBlock
+from vmstream.stream.writer import StreamWriter
 
 # Bytes that are given at a time, and what of them is looked at for pages without data.
 _AT_ONCE = 1 << 20
@@ -146,3 +147,23 @@ class LastPages:
         for page in mine:
             pages[page - first] = np.frombuffer(changed[page](), np.uint8)
         return pages
+
+
+def write_pages(pages: Pages, out: StreamWriter, progress: Progress | None = None) -> None:
+    """Write all pages as records, into a part of 'ram' that is open.
+
+    Args:
+        pages: What is written.
+        out: Where to; its block list is theirs, but for names.
+        progress: Called with (bytes of RAM that are done, those there are).
+    """
+    before, total = 0, sum(b.used_length for b in pages.blocks)
+    for number, block in enumerate(pages.blocks):
+        for offset, run in pages.pages(number):
+            if isinstance(run, int):
+                out.zero_pages(number, offset, run)
+            else:
+                out.pages(number, offset, run)
+            if progress is not None:
+                progress(before + offset, total)
+        before += block.used_length

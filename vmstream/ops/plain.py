@@ -12,7 +12,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 
 from vmstream.errors import EncodeError, quoted
-from vmstream.ops.lastpages import Pages
+from vmstream.ops.lastpages import Pages, write_pages
 from vmstream.ops.splice import Splice, Target
 from vmstream.stream.events import (
     ChannelEvent,
@@ -185,12 +185,8 @@ def plain_splices(
         out = StreamWriter(to.write, page_size=pages.page_size, footers=places.footer)
         out.go_on(start, blocks)
         out.end(start.section_id)
-        for block in range(len(blocks)) if write_start is None else ():
-            for offset, run in pages.pages(block):
-                if isinstance(run, int):
-                    out.zero_pages(block, offset, run)
-                else:
-                    out.pages(block, offset, run)
+        if write_start is None:
+            write_pages(pages, out)
         out.close()
 
     what = "the end of RAM" if write_start is not None else "each page, as it was left"
