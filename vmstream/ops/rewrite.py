@@ -205,7 +205,7 @@ def _memory(made: Editing, walk: Iterator[Event], channels: Channels | None) -> 
     try:
         return index_memory(walk, made.source, memory_options, channels)
     except StreamError as error:
-        if options.squash:
+        if options.squash and made.summary.read:
             error.advice = "vmstream extract-ram --partial writes the memory that is there"
         else:
             made.check_pages_here("--patch-ram", "write the change to a stream that has its pages")

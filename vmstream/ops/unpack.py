@@ -273,7 +273,8 @@ def unpack(
             check_pages(summary, partial=False)
             check_complete(summary, "writes", partial=False)
         except (TruncatedError, FormatError, IntegrityError) as error:
-            error.advice = f"a damaged stream is not unpacked; {_ADVICE}"
+            if summary.read:
+                error.advice = f"a damaged stream is not unpacked; {_ADVICE}"
             raise
         if not summary.blocks:
             raise IntegrityError(summary.end, "the stream has no RAM")
