@@ -30,6 +30,7 @@ def test_what_was_written_and_what_takes_it(live: Path, tmp_path: Path) -> None:
 
     run = vmstream("convert", live, tmp_path / "mapped", "--to", "mapped-ram")
     assert "migrate_incoming file:" in run.out
+    assert "(QEMU 9.0 on)" in run.out
     assert run.out.splitlines()[-1] == "capabilities to set there first: mapped-ram"
 
     (tmp_path / "xml").write_bytes(XML)
@@ -37,6 +38,15 @@ def test_what_was_written_and_what_takes_it(live: Path, tmp_path: Path) -> None:
     run = vmstream("convert", live, tmp_path / "image", *args)
     assert run.out.splitlines()[-1] == f"load it: virsh restore {tmp_path / 'image'}"
     assert vmstream("xml", tmp_path / "image").out == XML.decode()
+
+
+def test_memory_left_out_of_mapped_ram_takes_a_later_qemu(tmp_path: Path) -> None:
+    """10.0 ends when it loads one: it reads a bitmap that is not there."""
+    path = fixture_file("ignoreshared-10.0-pc", tmp_path)
+    run = vmstream("convert", path, tmp_path / "out", "--to", "mapped-ram")
+    assert run.status == 0
+    assert "(QEMU 11.1 on)" in run.out
+    assert "x-ignore-shared" in run.out.splitlines()[-1]
 
 
 def test_json(live: Path, tmp_path: Path) -> None:

@@ -405,7 +405,7 @@ def render_rewrite(report: RewriteReport, out: Console | None = None) -> None:
     _notes_of(report)
 
 
-# How a destination takes each kind of file. mapped-ram is there from QEMU 9.0 on.
+# How a destination takes each kind of file.
 _UNPACK = {None: "cat", "gzip": "gzip -dc", "zstd": "zstd -dc"}
 
 
@@ -424,7 +424,9 @@ def render_convert(report: ConvertReport, out: Console | None = None) -> None:
     elif report.output != "-":
         how = f'-incoming "exec:{_UNPACK[report.compression]} {word}"'
         if report.to == "mapped-ram":
-            how = f"-incoming defer, then migrate_incoming file:{name} (QEMU 9.0 on)"
+            # Memory that is left out of it is taken so by 11.1 alone: 10.0 looks for its bitmap.
+            since = "11.1" if "x-ignore-shared" in report.capabilities else "9.0"
+            how = f"-incoming defer, then migrate_incoming file:{name} (QEMU {since} on)"
         out.print(f"load it: the same machine with {how}")
         if report.capabilities:
             caps = ", ".join(printable(c) for c in report.capabilities)
