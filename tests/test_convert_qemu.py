@@ -14,7 +14,6 @@ import pytest
 
 import vmstream as library
 from tests.commandline import vmstream
-from tests.linux import Linux
 from tests.mappedreader import MappedFile
 from tests.migrations import BUSY, MACHINE, MIB, SIZE, memory_of, multifd, postcopy
 from tests.qemu import Qemu
@@ -177,25 +176,3 @@ def test_a_vmdescription_for_postcopy(capture: Callable[[str], Source], tmp_path
         assert [n.value for n in stream.devices().find("cpu[0]/env.eip")]  # by name
     with source.qemu(tmp_path / "out") as vm:
         source.check(vm)
-
-
-@pytest.mark.linux
-def test_a_linux_lives_on(tmp_path: Path) -> None:
-    args = ["-M", "q35", "-accel", "tcg", "-m", "256M", *Linux().args(tmp_path)]
-    with Qemu(args) as vm:
-        vm.wait_serial(b"ALIVE 2")
-        vm.stop()
-        vm.migrate("exec:cat>guest.out")
-        vm.path("guest.out").rename(tmp_path / "main")
-        count = vm.path("guest.log").read_bytes().count(b"ALIVE")
-        place = vm.gpa2hva(MIB)
-        assert place is not None
-        ram, registers = vm.process_memory(place[1] - MIB, 256 * MIB), vm.registers()
-    run = vmstream("convert", tmp_path / "main", tmp_path / "out")
-    assert run.status == 0, run.err
-    with Qemu(args, incoming="exec:cat guest.in", files={"guest.in": tmp_path / "out"}) as vm:
-        vm.wait_loaded()
-        assert memory_of(vm, 256 * MIB) == ram
-        assert vm.registers() == registers
-        vm.cont()
-        vm.wait_serial(f"ALIVE {count + 2}".encode())
