@@ -47,6 +47,7 @@ SCHEMAS: dict[str, tuple[str, tuple[str, ...]]] = {
     "unpack.json": (models.UNPACK_SCHEMA, ("UnpackReport",)),
     "unpacked.json": (models.UNPACKED_SCHEMA, ("UnpackedManifest",)),
     "build.json": (models.BUILD_SCHEMA, ("BuildReport",)),
+    "diff.json": (models.DIFF_SCHEMA, ("DiffReport",)),
 }
 
 # Files that users write: a list of objects, in which fields with a default may be left out.

@@ -24,7 +24,7 @@ README = ROOT / "README.md"
 JSON = ROOT / "docs" / "json.md"
 COMMANDS = (
     "inspect", "records", "extract-ram", "extract-block", "rewrite", "convert", "unpack", "build",
-    "devices", "get", "cpus", "cmdline", "hexdump", "search", "vmcoreinfo", "banner", "xml",
+    "devices", "get", "cpus", "cmdline", "hexdump", "search", "diff", "vmcoreinfo", "banner", "xml",
     "snapshots",
 )  # fmt: skip
 NAMES = "|".join(COMMANDS)

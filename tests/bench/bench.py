@@ -214,6 +214,23 @@ def bench_search(path: Path, runs: int) -> None:
         )
 
 
+def bench_diff(name: str, path: Path, work: Path, runs: int) -> None:
+    """diff of a stream and a copy of it, against cmp of their images."""
+    copy, images = work / "copy.bin", (work / "a.raw", work / "b.raw")
+    shutil.copyfile(path, copy)
+    for stream, image in zip((path, copy), images, strict=True):
+        run(*VMSTREAM, "extract-ram", stream, "--block", "mem", "-o", image)
+    size = images[0].stat().st_size
+    ours, theirs = in_turn(runs, ([*VMSTREAM, "diff", path, copy], None), (["cmp", *images], None))
+    row(
+        f"diff, {name}, {size >> 20} MiB of RAM, start-up included",
+        f"{ours:.2f} s, {size / ours / 1e9:.2f} GB/s of RAM",
+        f"{ours / theirs:.2f} x cmp of the images ({theirs:.2f} s)",
+    )
+    for made in (copy, *images):
+        made.unlink()
+
+
 class Pages:
     """A sink in memory, as a block of RAM."""
 
@@ -551,6 +568,8 @@ def main() -> None:
             streams.write(path, times * pages, mean, zero_share=share)
             count(path)
             bench_inspect(name, path, short, options.runs)
+            if share <= 0.5:
+                bench_diff(name, path, work, options.runs)
             if mean == 10:
                 busy = path
             else:

@@ -34,6 +34,7 @@ COMMANDS = {
     "cmdline": "STREAM",
     "hexdump": "STREAM",
     "search": "STREAM PATTERN",
+    "diff": "A B",
     "vmcoreinfo": "STREAM",
     "banner": "STREAM",
     "xml": "STREAM",
@@ -48,6 +49,7 @@ MORE = {
     "get": ["timer"],
     "hexdump": ["--phys", "0"],
     "search": ["text"],
+    "diff": ["none"],
 }
 PAGE = 4096
 

@@ -38,6 +38,7 @@ _COMMANDS = {
     "cmdline": ("vmstream.cli.cmdline", "command", "Write the QEMU command line it needs."),
     "hexdump": ("vmstream.cli.hexdump", "command", "Show guest memory at an address."),
     "search": ("vmstream.cli.search", "command", "Find text or bytes in guest memory."),
+    "diff": ("vmstream.cli.diff", "command", "Compare two streams, or a stream with an image."),
     "vmcoreinfo": ("vmstream.cli.vmcoreinfo", "command", "Print the VMCOREINFO of a Linux guest."),
     "banner": ("vmstream.cli.banner", "command", "Print the banner of the guest's Linux kernel."),
     "xml": ("vmstream.cli.xml", "command", "Write the domain XML of a libvirt save image."),

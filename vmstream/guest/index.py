@@ -11,6 +11,7 @@ which a stream decides; the spool has a bound, and an encoded page is read like 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from itertools import pairwise
 from typing import Protocol
 
@@ -61,6 +62,21 @@ class PageStore(Input, Protocol):
     ) -> None:
         """Write pages of `size` bytes from `positions` in `window` to `offsets`, int64 (n,)."""
         ...
+
+
+@dataclass(frozen=True, slots=True)
+class Span:
+    """A stretch of an input in which all pages of a range stand that have data.
+
+    Attributes:
+        positions: Of the pages, int64 (n,), bytes from the start of the span on; -1 for zeros.
+        place: Number of the first byte.
+        length: Bytes.
+    """
+
+    positions: _Numbers
+    place: int
+    length: int
 
 
 class PageIndex:
@@ -271,6 +287,35 @@ class PageIndex:
         """Whether each of these pages may have other bytes than zeros, bool (n,)."""
         data: NDArray[np.bool_] = self._places[block][page] != 0
         return data
+
+    def span(self, block: int, offset: int, length: int) -> Span | None:
+        """Return where the pages of a range stand together, if they do.
+
+        Args:
+            block: Index of the block.
+            offset: In it, bytes.
+            length: Bytes; the span has twice as many at the most.
+
+        Returns:
+            `None` if not all of them with data stand in one input, close to each other; or the
+            range is not one of whole pages.
+        """
+        size = self.page_size
+        if offset % size or length % size:
+            return None
+        places = self._places[block][offset // size : (offset + length) // size].view(np.int64)
+        data = places != 0
+        there = places[data]
+        if not len(there):
+            return None
+        first, last = int(there.min()), int(there.max())
+        if first >> _OFFSET_BITS < _FIRST_INPUT or last + size - first > 2 * length:
+            return None
+        return Span(np.where(data, places - first, -1), first, last + size - first)
+
+    def read_span(self, span: Span, buffer: memoryview) -> None:
+        """Fill a buffer of its length. Raises as `read_into` does."""
+        self._read(span.place, buffer)
 
     # Say that positions in a window are places in an input, if it can be read there.
     def _stand_in(self, window: memoryview, offset: int, end: int) -> None:

@@ -40,6 +40,8 @@ class Devices:
     Attributes:
         findings: Anomalies so far.
         machine: Machine type; `None` if the stream does not say.
+        configuration: The configuration section; `None` if there is none.
+        live: Starts of the iterable sections, MAX_LIVE at the most.
         text: The vmdescription; `None` if there is none.
         ended: EOF was seen.
         schema: The vmdescription of another stream, for a stream without.
@@ -49,9 +51,13 @@ class Devices:
         The bodies, which the decoder bounds.
     """
 
+    MAX_LIVE = 1000
+
     def __init__(self) -> None:
         self.findings = Findings()
         self.machine: str | None = None
+        self.configuration: Configuration | None = None
+        self.live: list[SectionStart] = []
         self.text: bytes | None = None
         self.ended = False
         self.schema: bytes | None = None
@@ -68,6 +74,9 @@ class Devices:
         elif isinstance(event, SectionStart):
             full = event.section_type == SectionType.QEMU_VM_SECTION_FULL
             self._start = event if full else None
+            live = event.section_type == SectionType.QEMU_VM_SECTION_START
+            if live and len(self.live) < self.MAX_LIVE:
+                self.live.append(event)
             self._body.clear()
             self._offset = event.end
         elif isinstance(event, Payload) and self._start is not None:
@@ -85,6 +94,7 @@ class Devices:
                 )
         elif isinstance(event, Configuration):
             self.machine = models.readable(event.name)
+            self.configuration = event
         elif isinstance(event, VMDescription):
             self.text = event.text
         elif isinstance(event, EndOfStream):

@@ -23,7 +23,7 @@ from vmstream.errors import (
     TruncatedError,
     UnsupportedError,
 )
-from vmstream.guest.index import MAX_INDEXED, Input, PageIndex, PageStore
+from vmstream.guest.index import MAX_INDEXED, Input, PageIndex, PageStore, Span
 from vmstream.guest.physical import PhysicalMap, Region, physical_map
 from vmstream.ops.channels import Channels
 from vmstream.ops.extract import MapEvidence, find_block, shared_files, tables_block
@@ -139,6 +139,11 @@ class GuestMemory:
         """Give back what was kept on disk. Afterwards nothing can be read."""
         self._open = False
         self._held.close()
+
+    @property
+    def has_map(self) -> bool:
+        """Whether the stream tells where its blocks stand: `map` does not raise."""
+        return isinstance(self._map, PhysicalMap)
 
     @property
     def map(self) -> PhysicalMap:
@@ -308,6 +313,18 @@ class Stretch:
             or self._memory._index.has_data(region.block, region.block_offset + offset, count)
             for region, offset, count in self._parts(at, length)
         )
+
+    def span(self, at: int, length: int) -> Span | None:
+        """Return where the pages of a range stand in the input, as `PageIndex.span` does.
+
+        Of a stretch of one region, which is no memory of a file.
+        """
+        (region,) = self.regions
+        return self._memory._index.span(region.block, region.block_offset + at, length)
+
+    def read_span(self, span: Span, buffer: memoryview) -> None:
+        """Fill a buffer with a span, as `PageIndex.read_span` does."""
+        self._memory._index.read_span(span, buffer)
 
     def place(self, at: int) -> tuple[int, int]:
         """Return (block, offset in it) of a place in the stretch."""
