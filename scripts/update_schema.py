@@ -47,6 +47,7 @@ SCHEMAS: dict[str, tuple[str, tuple[str, ...]]] = {
     "unpack.json": (models.UNPACK_SCHEMA, ("UnpackReport",)),
     "unpacked.json": (models.UNPACKED_SCHEMA, ("UnpackedManifest",)),
     "build.json": (models.BUILD_SCHEMA, ("BuildReport",)),
+    "capture.json": (models.CAPTURE_SCHEMA, ("CaptureReport",)),
 }
 
 # Files that users write: a list of objects, in which fields with a default may be left out.

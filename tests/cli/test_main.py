@@ -37,6 +37,7 @@ COMMANDS = {
     "vmcoreinfo": "STREAM",
     "banner": "STREAM",
     "xml": "STREAM",
+    "capture": "",
     "snapshots": "DISK",
 }
 # What a command takes besides the stream.

@@ -41,6 +41,11 @@ _COMMANDS = {
     "vmcoreinfo": ("vmstream.cli.vmcoreinfo", "command", "Print the VMCOREINFO of a Linux guest."),
     "banner": ("vmstream.cli.banner", "command", "Print the banner of the guest's Linux kernel."),
     "xml": ("vmstream.cli.xml", "command", "Write the domain XML of a libvirt save image."),
+    "capture": (
+        "vmstream.cli.capture",
+        "command",
+        "Have a running QEMU write its stream, over QMP.",
+    ),
     "snapshots": ("vmstream.cli.snapshots", "command", "List the savevm snapshots of a qcow2."),
 }
 
