@@ -38,6 +38,7 @@ COMMANDS = {
     "banner": "STREAM",
     "xml": "STREAM",
     "capture": "",
+    "receive": "",
     "snapshots": "DISK",
 }
 # What a command takes besides the stream.

@@ -46,6 +46,11 @@ _COMMANDS = {
         "command",
         "Have a running QEMU write its stream, over QMP.",
     ),
+    "receive": (
+        "vmstream.cli.receive",
+        "command",
+        "Be the destination of a migration, and record it.",
+    ),
     "snapshots": ("vmstream.cli.snapshots", "command", "List the savevm snapshots of a qcow2."),
 }
 

@@ -20,6 +20,7 @@ from vmstream.report.models import (
     ExtractReport,
     InspectReport,
     PageCounts,
+    ReceiveReport,
     RecordReport,
     RewriteReport,
     SnapshotsReport,
@@ -487,6 +488,17 @@ def render_capture(report: CaptureReport, out: Console | None = None) -> None:
     if report.complete is not None:
         found = f"{len(report.anomalies)} findings" if report.anomalies else "no findings"
         out.print(f"verified: {'complete' if report.complete else 'NOT complete'}, {found}")
+
+
+def render_receive(report: ReceiveReport, out: Console | None = None) -> None:
+    """Print what was received."""
+    out = out or console()
+    machine = report.machine or "of an unknown machine"
+    out.print(f"{printable(report.output)}: a migration of {printable(machine)}")
+    for channel in report.channels:
+        out.print(f"  {channel.file}: {size_text(channel.size)} ({channel.kind})")
+    found = f"{len(report.anomalies)} findings" if report.anomalies else "no findings"
+    out.print(f"verified: {'complete' if report.complete else 'NOT complete'}, {found}")
 
 
 def render_snapshots(report: SnapshotsReport, out: Console | None = None) -> None:
