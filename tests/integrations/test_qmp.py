@@ -9,13 +9,14 @@ import pytest
 
 from tests.qemu import Qemu
 from vmstream.errors import OutputError
+from vmstream.integrations import qmp
 from vmstream.integrations.qmp import Monitor, RefusedError
 
 ARGS = ["-M", "none", "-qmp", "unix:other.qmp,server=on,wait=off"]
 
 
 @pytest.mark.qemu
-def test_commands_and_refusals() -> None:
+def test_commands_and_refusals(monkeypatch: pytest.MonkeyPatch) -> None:
     with Qemu(ARGS) as vm:
         with Monitor(vm.path("other.qmp")) as monitor:
             assert monitor.run("query-version") == vm.qmp("query-version")
@@ -23,7 +24,11 @@ def test_commands_and_refusals() -> None:
                 monitor.run("nonsense")
             assert monitor.run_with(0, "add-fd", opaque="x")["fdset-id"] == 0
             assert [s["fdset-id"] for s in vm.qmp("query-fdsets")] == [0]
-        # Free for the next one.
+        # The monitor of the tests' own talks to us already; the other is free for the next one.
+        monkeypatch.setattr(qmp, "_GREETING_TIMEOUT", 0.3)
+        with pytest.raises(OutputError, match="one client at a time"):
+            Monitor(vm.path("guest.qmp"))
+        monkeypatch.undo()
         with Monitor(vm.path("other.qmp")) as monitor:
             vm.kill()
             with pytest.raises(OutputError, match="the connection to QEMU broke"):
