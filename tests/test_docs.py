@@ -25,7 +25,7 @@ JSON = ROOT / "docs" / "json.md"
 COMMANDS = (
     "inspect", "records", "extract-ram", "extract-block", "rewrite", "convert", "unpack", "build",
     "devices", "get", "cpus", "cmdline", "hexdump", "search", "diff", "vmcoreinfo", "banner", "xml",
-    "snapshots",
+    "capture", "receive", "snapshots",
 )  # fmt: skip
 NAMES = "|".join(COMMANDS)
 CALL = re.compile(rf"(?<![\w/.-])vmstream ((?:{NAMES})[^\n`|>]*)")
@@ -107,7 +107,7 @@ def test_no_options_that_do_not_exist(path: str) -> None:
     text = text_of(ROOT / path)
     for line in CALL.findall(text):
         name, *words = re.split(r"\s+", line)
-        options = {o for p in command_of(name).params for o in p.opts}
+        options = {o for p in command_of(name).params for o in (*p.opts, *p.secondary_opts)}
         for word in words:
             if re.fullmatch(r"--?[a-z][\w-]*", word):
                 assert word in options, line

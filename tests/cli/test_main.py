@@ -38,6 +38,8 @@ COMMANDS = {
     "vmcoreinfo": "STREAM",
     "banner": "STREAM",
     "xml": "STREAM",
+    "capture": "",
+    "receive": "",
     "snapshots": "DISK",
 }
 # What a command takes besides the stream.

@@ -42,6 +42,16 @@ _COMMANDS = {
     "vmcoreinfo": ("vmstream.cli.vmcoreinfo", "command", "Print the VMCOREINFO of a Linux guest."),
     "banner": ("vmstream.cli.banner", "command", "Print the banner of the guest's Linux kernel."),
     "xml": ("vmstream.cli.xml", "command", "Write the domain XML of a libvirt save image."),
+    "capture": (
+        "vmstream.cli.capture",
+        "command",
+        "Have a running QEMU write its stream, over QMP.",
+    ),
+    "receive": (
+        "vmstream.cli.receive",
+        "command",
+        "Be the destination of a migration, and record it.",
+    ),
     "snapshots": ("vmstream.cli.snapshots", "command", "List the savevm snapshots of a qcow2."),
 }
 

@@ -30,6 +30,8 @@ UNPACKED_SCHEMA = "vmstream.unpacked/1"
 DEVICE_SCHEMA = "vmstream.device/1"
 BUILD_SCHEMA = "vmstream.build/1"
 DIFF_SCHEMA = "vmstream.diff/1"
+CAPTURE_SCHEMA = "vmstream.capture/1"
+RECEIVE_SCHEMA = "vmstream.receive/1"
 
 
 def readable(name: bytes) -> str:
@@ -1244,6 +1246,128 @@ class BuildReport:
     blocks: int
     devices: int
     vmdescription: str
+
+
+@dataclass(frozen=True, slots=True)
+class SettingReport:
+    """What was set for a capture, and set back.
+
+    Attributes:
+        kind: 'capability' or 'parameter'.
+        name: QEMU's.
+        before: Its value before and after the capture.
+        during: Its value during the capture.
+    """
+
+    kind: str
+    name: str
+    before: bool | int | str
+    during: bool | int | str
+
+
+@dataclass(frozen=True, slots=True)
+class CaptureReport:
+    """Document of `vmstream capture --json`, and what `--manifest` writes.
+
+    Attributes:
+        schema: 'vmstream.capture/1'.
+        tool: Name and version.
+        qmp: Path of the monitor's socket.
+        output: Path, '-' for standard output.
+        output_size: Bytes.
+        output_sha256: Of the file, `None` unless it was asked for.
+        stream_size: Bytes of the stream, before it was compressed.
+        stream_sha256: Of the stream, `None` unless it was asked for.
+        format: 'plain', 'zstd' or 'mapped-ram'.
+        mode: 'stopped', 'live' or 'background-snapshot'.
+        qemu: Version of the QEMU, with that of the package.
+        machine: Machine type.
+        name: Of the guest, `None` if it has none.
+        uuid: Of the guest.
+        started: When, UTC, ISO 8601.
+        total_time_ms: How long the migration took, milliseconds, as QEMU says.
+        downtime_ms: How long QEMU itself stopped the guest, milliseconds, as QEMU says.
+        passes: Passes over RAM, as QEMU counts.
+        status_before: QEMU's word for the state of the guest.
+        status_after: That behind the capture.
+        settings: What was set.
+        troubles: What could not be put back, in QEMU's words.
+        complete: As `inspect` says, `None` unless `--verify` was given.
+        anomalies: What `inspect` found.
+    """
+
+    schema: str
+    tool: str
+    qmp: str
+    output: str
+    output_size: int
+    output_sha256: str | None
+    stream_size: int
+    stream_sha256: str | None
+    format: str
+    mode: str
+    qemu: str
+    machine: str
+    name: str | None
+    uuid: str
+    started: str
+    total_time_ms: int | None
+    downtime_ms: int | None
+    passes: int | None
+    status_before: str
+    status_after: str
+    settings: list[SettingReport]
+    troubles: list[str]
+    complete: bool | None
+    anomalies: list[AnomalyReport]
+
+
+@dataclass(frozen=True, slots=True)
+class ReceivedChannel:
+    """A connection that was recorded.
+
+    Attributes:
+        file: In the directory.
+        kind: 'main', 'multifd' or 'other'.
+        size: Bytes.
+        sha256: Of the file.
+    """
+
+    file: str
+    kind: str
+    size: int
+    sha256: str
+
+
+@dataclass(frozen=True, slots=True)
+class ReceiveReport:
+    """Document of `vmstream receive --json`.
+
+    Attributes:
+        schema: 'vmstream.receive/1'.
+        tool: Name and version.
+        listen: The address, with its port.
+        output: The directory.
+        channels: The main one first.
+        return_path: The source asked for answers.
+        pings: PINGs that were answered.
+        shut: SHUT was sent, for which the source waits.
+        machine: Machine type, `None` if the stream does not state it.
+        complete: As `inspect` says.
+        anomalies: What `inspect` found.
+    """
+
+    schema: str
+    tool: str
+    listen: str
+    output: str
+    channels: list[ReceivedChannel]
+    return_path: bool
+    pings: int
+    shut: bool
+    machine: str | None
+    complete: bool
+    anomalies: list[AnomalyReport]
 
 
 @dataclass(frozen=True, slots=True)

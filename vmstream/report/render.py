@@ -14,11 +14,13 @@ from rich.text import Text
 from vmstream.errors import printable
 from vmstream.report.models import (
     BuildReport,
+    CaptureReport,
     ConvertReport,
     ExtractBlockReport,
     ExtractReport,
     InspectReport,
     PageCounts,
+    ReceiveReport,
     RecordReport,
     RewriteReport,
     SnapshotsReport,
@@ -464,6 +466,39 @@ def render_build(report: BuildReport, out: Console | None = None) -> None:
         f"{report.devices} devices, "
         f"{said.get(report.vmdescription, 'the vmdescription follows the edits')}"
     )
+
+
+def render_capture(report: CaptureReport, out: Console | None = None) -> None:
+    """Print what was captured, and how the guest was left."""
+    out = out or console()
+    what = size_text(report.output_size)
+    if report.output_size != report.stream_size:
+        what += f", of a stream of {size_text(report.stream_size)}"
+    guest = f"{report.machine}, QEMU {report.qemu}"
+    if report.name:
+        guest += f", {report.name!r}"
+    took = "" if report.total_time_ms is None else f" in {report.total_time_ms} ms"
+    out.print(f"{printable(report.output)}: {what} ({report.format}){took}; {printable(guest)}")
+    how = {"live": f"live, {report.passes} passes"}.get(report.mode, report.mode)
+    out.print(
+        f"captured {how}; the guest was {report.status_before} and is {report.status_after}; "
+        f"settings changed for it: {len(report.settings)}, "
+        + ("NOT all set back" if report.troubles else "all set back")
+    )
+    if report.complete is not None:
+        found = f"{len(report.anomalies)} findings" if report.anomalies else "no findings"
+        out.print(f"verified: {'complete' if report.complete else 'NOT complete'}, {found}")
+
+
+def render_receive(report: ReceiveReport, out: Console | None = None) -> None:
+    """Print what was received."""
+    out = out or console()
+    machine = report.machine or "of an unknown machine"
+    out.print(f"{printable(report.output)}: a migration of {printable(machine)}")
+    for channel in report.channels:
+        out.print(f"  {channel.file}: {size_text(channel.size)} ({channel.kind})")
+    found = f"{len(report.anomalies)} findings" if report.anomalies else "no findings"
+    out.print(f"verified: {'complete' if report.complete else 'NOT complete'}, {found}")
 
 
 def render_snapshots(report: SnapshotsReport, out: Console | None = None) -> None:

@@ -270,6 +270,16 @@ class OutputFile(SparseFile):
     def __exit__(self, *exc: object) -> None:
         self.abort()
 
+    @contextlib.contextmanager
+    def for_writing(self) -> Iterator[int]:
+        """Open it once more, for writing alone, to hand the descriptor to another process."""
+        with _named(self.path):
+            fd = os.open(self._temporary, os.O_WRONLY | os.O_CLOEXEC)
+        try:
+            yield fd
+        finally:
+            os.close(fd)
+
     def take(self, copier: Copier, begin: int, length: int, offset: int) -> int:
         """Have the kernel copy a stretch of an input to `offset`; return the bytes it did."""
         with _named(self.path):

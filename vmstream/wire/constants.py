@@ -49,6 +49,16 @@ class SectionType(IntEnum):
 FLAT_RAM = 3
 
 
+class MigRPMsg(IntEnum):
+    """Messages on the return path. QEMU v10.1.0 migration/migration.h enum mig_rp_message_type.
+
+    Each has its type and the length of its data in 16 bits each, then the data.
+    """
+
+    SHUT = 1
+    PONG = 2
+
+
 class MigCmd(IntEnum):
     """Commands. QEMU v10.1.0 migration/savevm.c enum qemu_vm_cmd.
 

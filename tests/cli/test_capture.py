@@ -1,0 +1,35 @@
+"""`vmstream capture`: usage; tests/integrations/test_capture.py has a QEMU."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from tests.commandline import vmstream
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        (["-o", "-", "--json"], "no room"),
+        (["-o", "-", "--mapped-ram"], "no room"),
+        (["-o", "out", "--mapped-ram", "--zstd"], "in no order"),
+        (["-o", "out", "--xbzrle"], "give --live"),
+        (["-o", "out", "--background-snapshot", "--stop"], "no --stop"),
+        (["-o", "out", "--manifest", "there"], "--force"),
+    ],
+)
+def test_usage(options: list[str], said: str, tmp_path: Path) -> None:
+    (tmp_path / "there").write_text("mine")
+    run = vmstream("capture", "--qmp", "no.qmp", *options, cwd=tmp_path)
+    assert (run.status, run.out) == (2, "")
+    assert said in run.err
+    assert [p.name for p in tmp_path.iterdir()] == ["there"]
+
+
+def test_no_monitor(tmp_path: Path) -> None:
+    run = vmstream("capture", "--qmp", "no.qmp", "-o", "out", cwd=tmp_path)
+    assert run.status == 6
+    assert run.err == "vmstream: no.qmp: No such file or directory\n"
+    assert list(tmp_path.iterdir()) == []

@@ -1,0 +1,141 @@
+"""`receive` as the destination of a real QEMU, and of what is none."""
+
+from __future__ import annotations
+
+import json
+import signal
+import socket
+import subprocess
+import time
+from pathlib import Path
+
+import pytest
+
+from tests.commandline import COMMAND, environment, no_leftovers, vmstream
+from tests.migrations import CALM, MACHINE, MIB, SIZE
+from tests.qemu import Qemu
+from tests.report.test_models import validator
+from vmstream.errors import OutputError
+from vmstream.ops.receive import _Follower
+
+WAYS = {"plain": None, "none": "none", "zlib": "zlib", "zstd": "zstd"}
+
+
+def receiver(directory: Path, *options: str) -> subprocess.Popen[str]:
+    """A receiver that listens at `sock` in a directory."""
+    process = subprocess.Popen(
+        [*COMMAND, "receive", "--listen", "unix:sock", "-o", "rec", *options],
+        cwd=directory,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        env=environment(),
+    )
+    while not (directory / "sock").exists():
+        assert process.poll() is None, process.communicate()
+        time.sleep(0.02)
+    return process
+
+
+def connected(directory: Path) -> socket.socket:
+    made = socket.socket(socket.AF_UNIX)
+    made.connect(str(directory / "sock"))
+    return made
+
+
+@pytest.mark.qemu
+def test_a_migration(tmp_path: Path) -> None:
+    """With answers, and with channels; the source completes, and what came is its memory."""
+    with Qemu(MACHINE, guest=CALM, mem=("mem", SIZE)) as vm:
+        vm.wait_serial(b"FILLED")
+        for way, method in WAYS.items():
+            directory = tmp_path / way
+            directory.mkdir()
+            process = receiver(directory, "--json", "--timeout", "60")
+            vm.set_capabilities(return_path=method != "zlib", multifd=method is not None)
+            if method is not None:
+                vm.set_parameters(multifd_channels=2, multifd_compression=method)
+            vm.stop()
+            vm.migrate(f"unix:{directory / 'sock'}")
+            out, err = process.communicate(timeout=60)
+            assert (process.returncode, err) == (0, "")
+            check(directory, method, vm.backend.read_bytes(), out)
+            vm.cont()
+
+
+def check(directory: Path, method: str | None, truth: bytes, out: str) -> None:
+
+    report = json.loads(out)
+    validator("receive").validate(report)
+    files = [c["file"] for c in report["channels"]]
+    assert files == ["main.bin", *(["ch0.bin", "ch1.bin"] if method else [])]
+    assert sorted(p.name for p in (directory / "rec").iterdir()) == sorted(files)
+    assert not (directory / "sock").exists()
+    assert report["complete"] is True
+    assert report["anomalies"] == []
+    assert report["return_path"] is report["shut"] is (method != "zlib")
+    assert report["pings"] == (method != "zlib")
+    rec = directory / "rec"
+    channels = [w for f in files[1:] for w in ("--channel", rec / f)]
+    run = vmstream("extract-ram", rec / "main.bin", *channels, "--block", "mem", "-o", rec / "ram")
+    assert run.status == 0, run.err
+    assert (rec / "ram").read_bytes() == truth
+
+
+@pytest.mark.qemu
+def test_a_source_that_gives_up(tmp_path: Path) -> None:
+    """What came is kept, and said to be cut."""
+    with Qemu(MACHINE, guest=CALM, mem=("mem", SIZE)) as vm:
+        vm.wait_serial(b"FILLED")
+        process = receiver(tmp_path)
+        vm.set_parameters(max_bandwidth=MIB)
+        vm.migrate(f"unix:{tmp_path / 'sock'}", wait=False)
+        vm._wait(lambda: vm.query_migrate().get("ram", {}).get("transferred", 0) > MIB, 30, "MiB")
+        vm.qmp("migrate_cancel")
+        out, err = process.communicate(timeout=60)
+    assert process.returncode == 3
+    assert "NOT complete" in out
+    assert "vmstream: error: " in err
+    assert (tmp_path / "rec" / "main.bin").stat().st_size > MIB // 2
+
+
+@pytest.mark.parametrize(
+    ("data", "said"),
+    [
+        (b"\x16\x03\x01" + bytes(30), "speaks TLS"),
+        (b"GET / HTTP/1.1\r\nHost: guest\r\n\r\n", "nothing came for 1 s"),
+    ],
+)
+def test_no_migration(data: bytes, said: str, tmp_path: Path) -> None:
+    process = receiver(tmp_path, "--timeout", "1")
+    with connected(tmp_path) as other:
+        other.sendall(data)
+    _, err = process.communicate(timeout=60)
+    assert process.returncode == 2
+    assert said in err
+    assert [p.name for p in tmp_path.iterdir()] == []
+    assert no_leftovers(tmp_path)
+
+
+def test_interrupted(tmp_path: Path) -> None:
+    process = receiver(tmp_path)
+    with connected(tmp_path) as other:
+        other.sendall(b"QEVM\0\0\0\3")
+        while not list(tmp_path.glob(".vmstream-*.part/.vmstream-*.part")):
+            time.sleep(0.02)
+        process.send_signal(signal.SIGTERM)
+        assert process.communicate(timeout=60) == ("", "")
+    assert process.returncode == 143
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_answers_and_postcopy() -> None:
+    """The main channel may come byte by byte."""
+    follower = _Follower()
+    start = b"QEVM\0\0\0\3" + b"\x08\0\1\0\0" + b"\x08\0\2\0\4\0\0\0\x07"
+    answers = [follower.take(start[i : i + 1]) for i in range(len(start))]
+    assert [a for a in answers if a] == [bytes.fromhex("00020004 00000007")]
+    assert follower.return_path
+    advise = b"\x08\0\3\0\x10" + bytes(6) + b"\x10\0" + bytes(6) + b"\x10\0"
+    with pytest.raises(OutputError, match="capability postcopy-ram"):
+        follower.take(advise)
