@@ -47,6 +47,9 @@ SCHEMAS: dict[str, tuple[str, tuple[str, ...]]] = {
     "unpack.json": (models.UNPACK_SCHEMA, ("UnpackReport",)),
     "unpacked.json": (models.UNPACKED_SCHEMA, ("UnpackedManifest",)),
     "build.json": (models.BUILD_SCHEMA, ("BuildReport",)),
+    "verify.json": (models.VERIFY_SCHEMA, ("VerifyReport",)),
+    "check.json": (models.CHECK_SCHEMA, ("CheckReport",)),
+    "diagnose.json": (models.DIAGNOSE_SCHEMA, ("DiagnoseReport",)),
 }
 
 # Files that users write: a list of objects, in which fields with a default may be left out.

@@ -23,9 +23,9 @@ from vmstream.wire.live import KINDS as LIVE_KINDS
 README = ROOT / "README.md"
 JSON = ROOT / "docs" / "json.md"
 COMMANDS = (
-    "inspect", "records", "extract-ram", "extract-block", "rewrite", "convert", "unpack", "build",
-    "devices", "get", "cpus", "cmdline", "hexdump", "search", "vmcoreinfo", "banner", "xml",
-    "snapshots",
+    "inspect", "records", "extract-ram", "extract-block", "verify", "check",
+    "diagnose", "rewrite", "convert", "unpack", "build", "devices", "get", "cpus", "cmdline",
+    "hexdump", "search", "vmcoreinfo", "banner", "xml", "snapshots",
 )  # fmt: skip
 NAMES = "|".join(COMMANDS)
 CALL = re.compile(rf"(?<![\w/.-])vmstream ((?:{NAMES})[^\n`|>]*)")
@@ -116,7 +116,15 @@ def test_no_options_that_do_not_exist(path: str) -> None:
 def test_readme_exit_status() -> None:
     rows = table_below(text_of(README), "## Exit status")
     told = [int(row[0]) for row in rows]
-    assert told == sorted({errors.EXIT_OK, errors.EXIT_FINDINGS, errors.EXIT_USAGE, *statuses()})
+    assert told == sorted(
+        {
+            errors.EXIT_OK,
+            errors.EXIT_FINDINGS,
+            errors.EXIT_USAGE,
+            errors.EXIT_TRUNCATED,
+            *statuses(),
+        }
+    )
     words = {
         0: "done",
         1: "findings",
@@ -125,6 +133,7 @@ def test_readme_exit_status() -> None:
         4: "not supported",
         5: "limit",
         6: "operating system",
+        7: "cut off",
     }
     for status, row in zip(told, rows, strict=True):
         assert words[status] in row[1]
