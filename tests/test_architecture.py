@@ -55,7 +55,7 @@ MAY_IMPORT = {
 LIBRARIES = {
     "construct": ("wire/",),
     "click": ("cli/",),
-    "rich": ("report/render.py", "report/devices.py", "cli/"),
+    "rich": ("report/render.py", "report/devices.py", "report/findings.py", "cli/"),
     "zstandard": ("container/", "guest/multifd.py", "transport/compress.py"),
     "lz4": ("container/",),
     "lzallright": ("container/",),
