@@ -16,6 +16,7 @@ from vmstream.cli.options import (
     snapshot_option,
     spool_option,
     stream_argument,
+    tell_error,
 )
 from vmstream.container.open import OpenStream
 from vmstream.ops.verify import verify
@@ -93,4 +94,5 @@ def command(
         from vmstream.report.findings import render_verify
 
         render_verify(report)
+    tell_error(report)
     return code

@@ -319,6 +319,9 @@ def diagnose(
 
     Returns:
         The document, and the exit status: 0 if a message was explained, else 1.
+
+    Raises:
+        StreamError: The input is no stream at all, and the log says nothing of that.
     """
     seen = examine(
         source,
@@ -329,6 +332,9 @@ def diagnose(
         max_ram=max_ram,
     )
     causes = list(_causes(_Log(seen), log.decode("utf-8", "backslashreplace")))
+    error = seen.summary.findings.error
+    if not causes and error is not None and not seen.summary.read:
+        raise error
     report = models.DiagnoseReport(models.DIAGNOSE_SCHEMA, source.name, causes)
     return report, EXIT_OK if causes else EXIT_FINDINGS
 
