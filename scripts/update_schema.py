@@ -50,6 +50,9 @@ SCHEMAS: dict[str, tuple[str, tuple[str, ...]]] = {
     "diff.json": (models.DIFF_SCHEMA, ("DiffReport",)),
     "capture.json": (models.CAPTURE_SCHEMA, ("CaptureReport",)),
     "receive.json": (models.RECEIVE_SCHEMA, ("ReceiveReport",)),
+    "verify.json": (models.VERIFY_SCHEMA, ("VerifyReport",)),
+    "check.json": (models.CHECK_SCHEMA, ("CheckReport",)),
+    "diagnose.json": (models.DIAGNOSE_SCHEMA, ("DiagnoseReport",)),
 }
 
 # Files that users write: a list of objects, in which fields with a default may be left out.

@@ -58,7 +58,13 @@ MAY_IMPORT = {
 LIBRARIES = {
     "construct": ("wire/",),
     "click": ("cli/",),
-    "rich": ("report/render.py", "report/devices.py", "report/diff.py", "cli/"),
+    "rich": (
+        "report/render.py",
+        "report/devices.py",
+        "report/diff.py",
+        "report/findings.py",
+        "cli/",
+    ),  # fmt: skip
     "zstandard": ("container/", "guest/multifd.py", "transport/compress.py"),
     "lz4": ("container/",),
     "lzallright": ("container/",),

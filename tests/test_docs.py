@@ -23,9 +23,9 @@ from vmstream.wire.live import KINDS as LIVE_KINDS
 README = ROOT / "README.md"
 JSON = ROOT / "docs" / "json.md"
 COMMANDS = (
-    "inspect", "records", "extract-ram", "extract-block", "rewrite", "convert", "unpack", "build",
-    "devices", "get", "cpus", "cmdline", "hexdump", "search", "diff", "vmcoreinfo", "banner", "xml",
-    "capture", "receive", "snapshots",
+    "inspect", "records", "extract-ram", "extract-block", "verify", "check", "diagnose", "rewrite",
+    "convert", "unpack", "build", "devices", "get", "cpus", "cmdline", "hexdump", "search", "diff",
+    "vmcoreinfo", "banner", "xml", "capture", "receive", "snapshots",
 )  # fmt: skip
 NAMES = "|".join(COMMANDS)
 CALL = re.compile(rf"(?<![\w/.-])vmstream ((?:{NAMES})[^\n`|>]*)")
@@ -116,7 +116,15 @@ def test_no_options_that_do_not_exist(path: str) -> None:
 def test_readme_exit_status() -> None:
     rows = table_below(text_of(README), "## Exit status")
     told = [int(row[0]) for row in rows]
-    assert told == sorted({errors.EXIT_OK, errors.EXIT_FINDINGS, errors.EXIT_USAGE, *statuses()})
+    assert told == sorted(
+        {
+            errors.EXIT_OK,
+            errors.EXIT_FINDINGS,
+            errors.EXIT_USAGE,
+            errors.EXIT_TRUNCATED,
+            *statuses(),
+        }
+    )
     words = {
         0: "done",
         1: "findings",
@@ -125,6 +133,7 @@ def test_readme_exit_status() -> None:
         4: "not supported",
         5: "limit",
         6: "operating system",
+        7: "cut off",
     }
     for status, row in zip(told, rows, strict=True):
         assert words[status] in row[1]
@@ -205,7 +214,8 @@ def test_the_commands_of_the_readme_run(tmp_path: Path) -> None:
             *(["--force"] if words[0].startswith(("extract", "rewrite", "convert")) else []),
             cwd=tmp_path,
         )
-        assert run.status == (3 if "cut.bin" in words else 0), f"{call}: {run.err}"
+        cut = 7 if words[0] == "verify" else 3
+        assert run.status == (cut if "cut.bin" in words else 0), f"{call}: {run.err}"
         ran += 1
     assert ran >= 10
 
@@ -219,7 +229,8 @@ def test_json_exit_status() -> None:
     for status, names in statuses().items():
         assert set(re.findall(r"`(\w+Error)`", rows[status][2])) == names
     assert {0, 1, 130, 141} <= rows.keys()
-    assert rows.keys() - {0, 1, 130, 141, 143} == statuses().keys()
+    more = {errors.EXIT_TRUNCATED}
+    assert rows.keys() - {0, 1, 130, 141, 143} - more == statuses().keys()
 
 
 def test_json_has_every_type_of_record() -> None:

@@ -12,7 +12,8 @@ VmstreamError
   AddressError       the guest has no RAM there                 exit 2
 
 Exit status 0 is "done", 1 "done, with findings", 2 a usage error, 6 an error of the
-operating system (`OSError` passes through, with its path). Any other exception that leaves
+operating system (`OSError` passes through, with its path). `verify` ends with 7 where the only
+fault is that the stream is cut off, so that 3 is damage there. Any other exception that leaves
 the decoder is a bug.
 """
 
@@ -22,6 +23,7 @@ EXIT_OK = 0
 EXIT_FINDINGS = 1
 EXIT_USAGE = 2
 EXIT_OS = 6
+EXIT_TRUNCATED = 7
 
 
 def quoted(name: bytes) -> str:

@@ -24,6 +24,9 @@ COMMANDS = {
     "inspect": "STREAM",
     "records": "STREAM",
     "extract-ram": "STREAM",
+    "verify": "STREAM",
+    "check": "STREAM",
+    "diagnose": "STREAM",
     "rewrite": "STREAM",
     "convert": "STREAM OUT",
     "unpack": "STREAM DIR",
@@ -44,6 +47,8 @@ COMMANDS = {
 }
 # What a command takes besides the stream.
 MORE = {
+    "check": ["--against", os.devnull],
+    "diagnose": ["--log", os.devnull],
     "extract-ram": ["-o", "out"],
     "rewrite": ["-o", "out"],
     "convert": ["out"],

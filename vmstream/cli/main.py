@@ -24,6 +24,9 @@ _COMMANDS = {
         "command",
         "Write the disks of a block migration.",
     ),
+    "verify": ("vmstream.cli.verify", "command", "Hold a stream against the rules of the loader."),
+    "check": ("vmstream.cli.check", "command", "Say whether a destination will load a stream."),
+    "diagnose": ("vmstream.cli.diagnose", "command", "Explain why a QEMU did not load a stream."),
     "rewrite": ("vmstream.cli.rewrite", "command", "Write a stream anew with edits."),
     "convert": (
         "vmstream.cli.convert",
@@ -71,7 +74,7 @@ Examples:
 
 \b
 Exit status: 0 done, 1 done with findings, 2 usage, 3 the stream is truncated or damaged,
-4 not supported, 5 a memory limit, 6 an error of the operating system.
+4 not supported, 5 a memory limit, 6 an error of the operating system; 7 of verify: only cut off.
 """
 
 

@@ -15,7 +15,7 @@ from vmstream.container.open import MAX_LAYERS, OpenStream
 from vmstream.errors import EXIT_FINDINGS, printable
 from vmstream.ops.channels import Channels
 from vmstream.ops.pipeline import Progress
-from vmstream.report.models import InspectReport
+from vmstream.report.models import InspectReport, VerifyReport
 from vmstream.wire.constants import TARGET_PAGE_SIZES
 
 if TYPE_CHECKING:
@@ -282,8 +282,9 @@ def progress_bar(what: str) -> Iterator[Progress | None]:
         yield lambda offset, size: bar.update(task, completed=offset, total=size)
 
 
-def tell_error(report: InspectReport) -> None:
+def tell_error(report: InspectReport | VerifyReport) -> None:
     """Repeat the first error of a report on stderr, where a pipe's user sees it."""
-    first = next((a for a in report.anomalies if a.severity == "error"), None)
+    found = report.findings if isinstance(report, VerifyReport) else report.anomalies
+    first = next((a for a in found if a.severity == "error"), None)
     if first is not None:
         click.echo(f"vmstream: {first.message}", err=True)

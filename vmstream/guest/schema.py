@@ -123,7 +123,7 @@ class StaticSchema:
             `None` if no device type of that name can have this version and size.
         """
         found: list[dict[str, Any]] = []
-        named = self._named(idstr.decode("utf-8", "surrogateescape"))
+        named = self.named(idstr.decode("utf-8", "surrogateescape"))
         if named and (self._left[0] <= 0 or len(named) > _MAX_KINDS):
             return _vmsd(str(named[0]["name"]), version, [_ambiguous(0, len(body))])
         for vmsd in named:
@@ -134,8 +134,8 @@ class StaticSchema:
             return _vmsd(found[0]["vmsd_name"], version, [_ambiguous(0, len(body))])
         return found[0] if found else None
 
-    # The device types that a section can be of: a path of the bus stands ahead of the name.
-    def _named(self, name: str) -> Sequence[Mapping[str, Any]]:
+    def named(self, name: str) -> Sequence[Mapping[str, Any]]:
+        """Return the vmsds that a section can be of: a path of the bus stands ahead of the name."""
         while name not in self._kinds and "/" in name:
             name = name.partition("/")[2]
         return self._kinds.get(name, ())

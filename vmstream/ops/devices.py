@@ -164,7 +164,7 @@ def with_schema(found: Devices, schema: Source, container: Container | None) -> 
     """
     if found.text is not None:
         return
-    if bytes(schema.window(0, 1)[0][:_BLANKS]).lstrip().startswith(b"{"):
+    if is_static(schema):
         _with_static(found, schema)
         return
     other = read_devices(schema, container=container)
@@ -177,15 +177,25 @@ def with_schema(found: Devices, schema: Source, container: Container | None) -> 
     found.findings.on(Anomaly(0, 0, "info", "schema", message))
 
 
-def _with_static(found: Devices, schema: Source) -> None:
+def is_static(source: Source) -> bool:
+    """Whether an input begins as JSON does."""
+    return bytes(source.window(0, 1)[0][:_BLANKS]).lstrip().startswith(b"{")
+
+
+def load_static(schema: Source) -> StaticSchema:
+    """Read a file of -dump-vmstate. Raises OutputError if it is none."""
     text, at_end = bytearray(), False
     while not at_end and len(text) <= MAX_SCHEMA:
         view, begin, at_end = schema.window(len(text), 1)
         text += view[len(text) - begin :]
     try:
-        found.static = StaticSchema.load(bytes(text))
+        return StaticSchema.load(bytes(text))
     except ValueError as exc:
         raise OutputError(f"{schema.name}: no schema: {exc}") from exc
+
+
+def _with_static(found: Devices, schema: Source) -> None:
+    found.static = load_static(schema)
     tree = found.tree
     lost = tree.undescribed
     unsettled = [d.path for d in tree if any(n.type == "ambiguous" for n in d.walk())]

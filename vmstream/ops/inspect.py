@@ -52,6 +52,7 @@ from vmstream.wire.constants import (
     SectionType,
     command_name,
 )
+from vmstream.wire.layout import RAM_WORD_SIZE
 from vmstream.wire.parse import command_fields, discarded_ranges
 from vmstream.wire.vmsd import VMDescriptionLayout
 
@@ -94,6 +95,7 @@ class Summary:
         live: What is in iterable sections other than RAM.
         coverage: RAM as sent; `None` before the first page.
         blocks: The block list.
+        blocks_offset: Where its first entry stands.
         end: Offset behind the last byte covered.
         ended: EOF was seen.
         channels: What was read beside the main channel, by place.
@@ -106,6 +108,7 @@ class Summary:
         self.configuration: Configuration | None = None
         self.blocks: tuple[RAMBlock, ...] = ()
         self.ram_total: int | None = None
+        self.blocks_offset = 0
         self.ram_version: int | None = None
         self.coverage: RAMCoverage | None = None
         self.sections: list[SectionSummary] = []
@@ -167,6 +170,7 @@ class Summary:
         elif isinstance(event, RAMBlockList):
             self.blocks = event.blocks
             self.ram_total = event.total
+            self.blocks_offset = event.offset + RAM_WORD_SIZE
             self._body(event)
         elif isinstance(event, Command):
             self._command(event)

@@ -29,6 +29,9 @@ UNPACK_SCHEMA = "vmstream.unpack/1"
 UNPACKED_SCHEMA = "vmstream.unpacked/1"
 DEVICE_SCHEMA = "vmstream.device/1"
 BUILD_SCHEMA = "vmstream.build/1"
+VERIFY_SCHEMA = "vmstream.verify/1"
+CHECK_SCHEMA = "vmstream.check/1"
+DIAGNOSE_SCHEMA = "vmstream.diagnose/1"
 DIFF_SCHEMA = "vmstream.diff/1"
 CAPTURE_SCHEMA = "vmstream.capture/1"
 RECEIVE_SCHEMA = "vmstream.receive/1"
@@ -1659,3 +1662,167 @@ class DiffReport:
     devices_compared: int | None
     live_left_out: list[str]
     ram: DiffRAM | None
+
+
+@dataclass(frozen=True, slots=True)
+class FindingReport:
+    """What `vmstream verify` found.
+
+    Attributes:
+        severity: 'error', 'warning' or 'info'.
+        code: Stable, as of the anomalies of other reports.
+        offset: In the stream, or in the file `channel`; bytes.
+        message: What it is here, for people.
+        meaning: What the code means.
+        advice: What to do.
+        channel: File of the channel that the offset is in; `None` for the stream itself.
+    """
+
+    severity: str
+    code: str
+    offset: int
+    message: str
+    meaning: str
+    advice: str
+    channel: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class HashedFile:
+    """A file that a manifest names.
+
+    Attributes:
+        path: As in the manifest.
+        sha256: As in the manifest; `None` if it has none.
+        found: SHA-256 that the file has; `None` if it was not read.
+        same: They are the same.
+    """
+
+    path: str
+    sha256: str | None
+    found: str | None
+    same: bool
+
+
+@dataclass(frozen=True, slots=True)
+class VerifyReport:
+    """Document of `vmstream verify --json`.
+
+    Attributes:
+        schema: 'vmstream.verify/1'.
+        input: Path, or 'standard input'.
+        size: Of the stream, bytes, unpacked.
+        verdict: 'sound'; 'doubtful', with warnings alone; 'truncated', sound up to where it is cut
+            off; 'corrupt'; 'unsupported'; or 'limit', of a bound that the user can raise.
+        complete: As in the inspect report.
+        machine: Machine type, `None` without a configuration section.
+        pages: Page records, of all channels; each was decoded.
+        sections: How many, parts apart.
+        findings: The first 1000, in the order of the stream.
+        finding_count: How many there were.
+        manifest: The input first, then the files of a manifest; empty without --manifest.
+    """
+
+    schema: str
+    input: str
+    size: int
+    verdict: str
+    complete: bool
+    machine: str | None
+    pages: int
+    sections: int
+    findings: list[FindingReport]
+    finding_count: int
+    manifest: list[HashedFile]
+
+
+@dataclass(frozen=True, slots=True)
+class CheckFinding:
+    """What speaks against loading a stream.
+
+    Attributes:
+        effect: 'refused', QEMU will not load it; 'doubt'; or 'info'.
+        code: Stable.
+        offset: In the stream, bytes, where the cause stands.
+        section: Section, with its instance in brackets; `None` of the configuration.
+        message: What it is, for people.
+        source: 'wire', both sides are stated; or 'inferred'.
+        qemu: The messages of QEMU, in order; empty if it says nothing.
+        advice: What to do.
+    """
+
+    effect: str
+    code: str
+    offset: int
+    section: str | None
+    message: str
+    source: str
+    qemu: list[str]
+    advice: str
+
+
+@dataclass(frozen=True, slots=True)
+class CheckReport:
+    """Document of `vmstream check --json`.
+
+    Attributes:
+        schema: 'vmstream.check/1'.
+        input: Path, or 'standard input'.
+        against: File of the destination.
+        against_kind: 'dump-vmstate' or 'stream'.
+        machine: Machine type of the stream; `None` if it does not say.
+        destination_machine: Of the destination; `None` if its file does not say.
+        verdict: 'loads', 'doubtful' or 'refused'.
+        findings: What speaks against it.
+        not_checked: What the destination's file does not tell, in sentences.
+    """
+
+    schema: str
+    input: str
+    against: str
+    against_kind: str
+    machine: str | None
+    destination_machine: str | None
+    verdict: str
+    findings: list[CheckFinding]
+    not_checked: list[str]
+
+
+@dataclass(frozen=True, slots=True)
+class CauseReport:
+    """A message of QEMU, and its cause in the stream.
+
+    Attributes:
+        line: Number of the line in the log, from 1.
+        text: The line.
+        code: Stable.
+        offset: In the stream, bytes, of what QEMU speaks of; `None` if no place is known.
+        section: Section, with its instance in brackets; `None` if it is of none.
+        field: Name of the field, if it is told.
+        cause: What it means here.
+        advice: What to do.
+    """
+
+    line: int
+    text: str
+    code: str
+    offset: int | None
+    section: str | None
+    field: str | None
+    cause: str
+    advice: str
+
+
+@dataclass(frozen=True, slots=True)
+class DiagnoseReport:
+    """Document of `vmstream diagnose --json`.
+
+    Attributes:
+        schema: 'vmstream.diagnose/1'.
+        input: Path, or 'standard input'.
+        causes: The messages that are known, in the order of the log; the first 1000.
+    """
+
+    schema: str
+    input: str
+    causes: list[CauseReport]

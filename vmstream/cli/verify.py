@@ -1,0 +1,98 @@
+"""`vmstream verify`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+from vmstream.cli.options import (
+    channel_option,
+    json_option,
+    limit_options,
+    open_channels,
+    page_size_option,
+    progress_bar,
+    snapshot_option,
+    spool_option,
+    stream_argument,
+    tell_error,
+)
+from vmstream.container.open import OpenStream
+from vmstream.ops.verify import verify
+from vmstream.report.jsonout import dumps
+
+_EPILOG = """\b
+Examples:
+  vmstream verify dump.bin
+  cat dump.bin | vmstream verify -
+  vmstream verify dump.bin --manifest ram.json     and the images written from it
+  vmstream verify main.bin --channel ch1.bin --channel ch2.bin
+  vmstream verify --json dump.bin | jq -r '.findings[].code'
+
+\b
+Exit status: 0 sound, 1 doubtful (warnings), 3 corrupt, 4 not supported, 7 only cut off.
+"""
+
+
+@click.command("verify", epilog=_EPILOG)
+@stream_argument
+@click.option(
+    "--manifest",
+    type=click.Path(exists=True, dir_okay=False, path_type=Path),
+    metavar="FILE",
+    help="Compare hashes of the input and of the images that extract-ram --manifest names.",
+)
+@channel_option
+@snapshot_option
+@spool_option
+@page_size_option
+@limit_options
+@json_option
+def command(
+    stream: str,
+    manifest: Path | None,
+    channels: tuple[str, ...],
+    snapshot: str | None,
+    spool: str | None,
+    page_size: int | None,
+    max_ram: int | None,
+    max_layers: int,
+    as_json: bool,
+) -> int:
+    """Hold a stream against the rules of QEMU's loader, as far as it can show them.
+
+    Every page is decoded, and device state is compared with its description. Each finding says
+    what it means and what to do.
+
+    STREAM is a file, or - for standard input.
+    """
+    with (
+        OpenStream(
+            stream,
+            snapshot=snapshot,
+            spool=spool,
+            max_ram=max_ram,
+            max_layers=max_layers,
+            digest=manifest is not None,
+        ) as opened,
+        open_channels(channels, opened, max_ram) as beside,
+        progress_bar("verifying") as progress,
+    ):
+        report, code = verify(
+            opened.source,
+            page_size=page_size,
+            progress=progress,
+            container=opened.container,
+            channels=beside,
+            max_ram=max_ram,
+            manifest=manifest,
+        )
+    if as_json:
+        click.echo(dumps(report))
+    else:
+        from vmstream.report.findings import render_verify
+
+        render_verify(report)
+    tell_error(report)
+    return code

@@ -1,0 +1,469 @@
+"""`check`: whether a destination will load a stream, in QEMU's own words.
+
+The texts are those of QEMU 7.2 to 10.1: migration/savevm.c qemu_loadvm_section_start_full(),
+check_section_footer(), configuration_post_load(); migration/vmstate.c vmstate_load_state();
+migration/ram.c ram_load_precopy(); softmmu/physmem.c (system/physmem.c) qemu_ram_resize().
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from vmstream.container.layers import Container
+from vmstream.errors import EXIT_FINDINGS, EXIT_OK, TruncatedError
+from vmstream.guest.devices import Node, Section
+from vmstream.guest.schema import StaticSchema
+from vmstream.ops.devices import Devices, is_static, load_static
+from vmstream.ops.inspect import SectionSummary, Summary
+from vmstream.ops.pipeline import Progress, run
+from vmstream.ops.quick import quick_events
+from vmstream.report import models
+from vmstream.report.models import CheckFinding
+from vmstream.stream.decoder import Decoder
+from vmstream.transport.source import Source
+
+INVALID = "load of migration failed: Invalid argument"
+NO_ENTRY = "load of migration failed: No such file or directory"
+
+# Sections that no device class describes, so that -dump-vmstate does not have them.
+_BY_HAND = frozenset(
+    {
+        "timer", "cpu_common", "cpu", "apic", "PCIBUS", "ide", "isa-ide", "i2c_bus", "acpi_build",
+        "virt_acpi_build", "globalstate", "slirp", "ram", "block", "dirty-bitmap", "spapr",
+        "pbs-state",
+    }
+)  # fmt: skip
+_NOT_IN_A_DUMP = (
+    "RAM blocks and which devices the machine has: a file of -dump-vmstate lists the device types "
+    "that the QEMU knows; give a stream of the destination's machine for these"
+)
+
+
+@dataclass(frozen=True, slots=True)
+class _Stream:
+    summary: Summary
+    devices: Devices
+
+    @property
+    def sections(self) -> dict[tuple[bytes, int], SectionSummary]:
+        return {(s.start.idstr, s.start.instance_id): s for s in self.summary.sections}
+
+
+def _read(
+    source: Source,
+    container: Container | None,
+    page_size: int | None,
+    max_ram: int | None,
+    progress: Progress | None,
+) -> _Stream:
+    if source.seekable and source.size is not None:
+        made = _Stream(Summary(), Devices())
+        for event in quick_events(source, Decoder(page_size, max_ram=max_ram)):
+            made.summary.on(event)
+            made.devices.on(event)
+        if made.summary.ended and made.devices.text is not None:
+            return made
+    made = _Stream(Summary(), Devices())
+    decoder = Decoder(page_size, max_ram=max_ram)
+    run(source, decoder, [made.summary, made.devices], progress, container)
+    if made.summary.findings.error is not None:
+        raise made.summary.findings.error
+    if not made.summary.ended:
+        raise TruncatedError(made.summary.end, "the stream does not end")
+    return made
+
+
+def check(
+    source: Source,
+    against: Source,
+    *,
+    container: Container | None = None,
+    against_container: Container | None = None,
+    page_size: int | None = None,
+    max_ram: int | None = None,
+    progress: Progress | None = None,
+) -> tuple[models.CheckReport, int]:
+    """Say whether a destination loads a stream.
+
+    Args:
+        source: The stream.
+        against: What the destination's QEMU wrote: -dump-vmstate, or a stream of its machine.
+        container: What is around the stream.
+        against_container: What is around the other one.
+        page_size: Target page size in bytes, if the user states it.
+        max_ram: RAM in bytes that a block list may state; MAX_RAM if `None`.
+        progress: Called with (offset, size or None).
+
+    Returns:
+        The document, and the exit status: 0 if nothing speaks against it, else 1.
+
+    Raises:
+        StreamError: A stream is damaged: `verify` says more.
+        OutputError: The destination's file is neither.
+    """
+    seen = _read(source, container, page_size, max_ram, progress)
+    not_checked = []
+    if is_static(against):
+        kind, schema = "dump-vmstate", load_static(against)
+        machine = schema.machine
+        found = [*_machine(seen.summary, machine), *_against_static(seen, schema)]
+        by_hand = sorted(
+            {_last(s.start.idstr) for s in seen.summary.sections if _by_hand(s, schema)}
+        )
+        not_checked = [_NOT_IN_A_DUMP, f"state that is in no such file: {', '.join(by_hand)}"]
+    else:
+        kind, other = "stream", _read(against, against_container, page_size, max_ram, progress)
+        machine = other.summary.machine
+        found = [
+            *_machine(seen.summary, machine),
+            *_configuration(seen.summary, other.summary),
+            *_blocks(seen.summary, other.summary),
+            *_sections(seen, other),
+            *_values(seen, other),
+        ]
+    effects = {f.effect for f in found}
+    verdict = "refused" if "refused" in effects else "doubtful" if "doubt" in effects else "loads"
+    report = models.CheckReport(
+        schema=models.CHECK_SCHEMA,
+        input=source.name,
+        against=against.name,
+        against_kind=kind,
+        machine=seen.summary.machine,
+        destination_machine=machine,
+        verdict=verdict,
+        findings=found,
+        not_checked=not_checked,
+    )
+    return report, EXIT_OK if verdict == "loads" else EXIT_FINDINGS
+
+
+# ---- the head ----------------------------------------------------------------------------------
+
+
+def _machine(summary: Summary, local: str | None) -> Iterator[CheckFinding]:
+    config = summary.configuration
+    if config is None or local is None or summary.machine == local:
+        return
+    yield CheckFinding(
+        "refused",
+        "machine",
+        config.offset,
+        None,
+        f"the stream is of machine type {summary.machine}, the destination is {local}",
+        "wire",
+        [f"Machine type received is '{summary.machine}' and local is '{local}'", INVALID],
+        f"start the destination with -M {summary.machine}; if the devices are the same, `rewrite "
+        f"--set configuration.name={local}`",
+    )
+
+
+def _configuration(summary: Summary, other: Summary) -> Iterator[CheckFinding]:
+    mine, its = summary.configuration, other.configuration
+    if mine is None or its is None:
+        return
+    if mine.target_page_bits and its.target_page_bits not in (None, mine.target_page_bits):
+        bits, local = mine.target_page_bits, its.target_page_bits
+        yield CheckFinding(
+            "refused",
+            "page-size",
+            mine.offset,
+            None,
+            f"pages of {1 << bits} bytes, those of the destination have {1 << (local or 0)}",
+            "wire",
+            [f"Received TARGET_PAGE_BITS is {bits} but local is {local}", INVALID],
+            "start the destination with the same kind of CPU",
+        )
+    for name in sorted({*mine.capabilities} ^ {*its.capabilities}):
+        received, local_state = (
+            "on" if name in config.capabilities else "off" for config in (mine, its)
+        )
+        text = models.readable(name)
+        line = f"Capability {text} is {local_state}, but received capability is {received}"
+        yield CheckFinding(
+            "refused",
+            "capability",
+            mine.offset,
+            None,
+            f"capability {text} is {received} in the stream, {local_state} at the destination",
+            "wire",
+            [line, INVALID],
+            f"set the capability {text} {received} at the destination",
+        )
+
+
+def block_offsets(summary: Summary) -> dict[bytes, int]:
+    """Where the length of each block stands in the block list, by name."""
+    at = summary.blocks_offset
+    found = {}
+    for block in summary.blocks:
+        at += 1 + len(block.idstr)
+        found[block.idstr] = at
+        at += 8 * (1 + (block.host_page_size is not None) + (block.gpa is not None))
+    return found
+
+
+def _blocks(summary: Summary, other: Summary) -> Iterator[CheckFinding]:
+    its = {b.idstr: b for b in other.blocks}
+    offsets = block_offsets(summary)
+    ram = _state_failed("ram", 0)
+    for block in summary.blocks:
+        name, at = models.readable(block.idstr), offsets[block.idstr]
+        there = its.pop(block.idstr, None)
+        if there is None:
+            yield CheckFinding(
+                "refused",
+                "ram-block",
+                at,
+                "ram",
+                f"the destination has no RAM block {name}",
+                "wire",
+                [f'Unknown ramblock "{name}", cannot accept migration', *ram],
+                "give the destination a memory backend or device of this name; or `rewrite "
+                f"--rename-block {name}=NAME`",
+            )
+        elif there.used_length != block.used_length:
+            # Tables of the firmware grow and shrink; QEMU resizes these blocks.
+            resized = block.idstr.startswith(b"/rom@")
+            lengths = f"{block.used_length:#x} != {there.used_length:#x}"
+            line = f"Size mismatch: {name}: {lengths}: Invalid argument"
+            yield CheckFinding(
+                "info" if resized else "refused",
+                "ram-length",
+                at,
+                "ram",
+                f"RAM block {name} has {block.used_length:#x} bytes, at the destination "
+                f"{there.used_length:#x}" + (": QEMU resizes it" if resized else ""),
+                "inferred" if resized else "wire",
+                [] if resized else [line, *ram],
+                "nothing" if resized else "start the destination with the same size (-m, size=)",
+            )
+    for left in its.values():
+        name = models.readable(left.idstr)
+        yield CheckFinding(
+            "doubt",
+            "ram-block-kept",
+            summary.blocks_offset,
+            "ram",
+            f"the stream has no RAM block {name}, which the destination keeps as it is",
+            "wire",
+            [],
+            "leave the device that has it out at the destination",
+        )
+
+
+# ---- sections ----------------------------------------------------------------------------------
+
+
+def _state_failed(idstr: str, instance: int, last: str = INVALID) -> list[str]:
+    return [f"error while loading state for instance {instance:#x} of device '{idstr}'", last]
+
+
+def _last(idstr: bytes) -> str:
+    return models.readable(idstr).rpartition("/")[2]
+
+
+def _by_hand(section: SectionSummary, schema: StaticSchema) -> bool:
+    return not schema.named(models.readable(section.start.idstr))
+
+
+def _version(section: SectionSummary, newest: int, source: str) -> CheckFinding:
+    start, name = section.start, models.readable(section.start.idstr)
+    line = f"savevm: unsupported version {start.version_id} for '{name}' v{newest}"
+    return CheckFinding(
+        "refused",
+        "version",
+        section.body_offset - 4,
+        f"{name}[{start.instance_id}]",
+        f"{name} has version {start.version_id}, the destination knows {newest}",
+        source,
+        [line, INVALID],
+        "use a newer QEMU at the destination, or the source with an older machine type",
+    )
+
+
+def _unknown(section: SectionSummary, effect: str, why: str, source: str) -> CheckFinding:
+    start, name = section.start, models.readable(section.start.idstr)
+    line = (
+        f"Unknown savevm section or instance '{name}' {start.instance_id}. Make sure that your "
+        "current VM setup matches your saved VM setup, including any hotplugged devices"
+    )
+    return CheckFinding(
+        effect,
+        "section",
+        start.offset,
+        f"{name}[{start.instance_id}]",
+        f"{name}: {why}",
+        source,
+        [line, INVALID],
+        f"add the device at the destination, at the same address; or `rewrite --drop-section "
+        f"'{name}[{start.instance_id}]'`, which loses its state",
+    )
+
+
+def _against_static(seen: _Stream, schema: StaticSchema) -> Iterator[CheckFinding]:
+    bodies = {s.offset: (s, node) for s, node in _pairs(seen.devices)}
+    for section in seen.summary.sections:
+        start = section.start
+        kinds = schema.named(models.readable(start.idstr))
+        if not kinds:
+            if _last(start.idstr) not in _BY_HAND:
+                why = "no device type of that name is in the file"
+                yield _unknown(section, "doubt", why, "inferred")
+            continue
+        newest = max(_number(k, "version_id") for k in kinds)
+        oldest = min(_number(k, "minimum_version_id") for k in kinds)
+        if start.version_id > newest:
+            yield _version(section, newest, "wire")
+        elif start.version_id < oldest:
+            yield _too_old(section, str(kinds[0].get("name")), oldest)
+        elif section.body_offset in bodies:
+            yield from _layout(section, kinds, schema, *bodies[section.body_offset])
+
+
+def _pairs(devices: Devices) -> list[tuple[Section, Node]]:
+    tree = devices.tree
+    return list(zip(tree.sections, tree, strict=True))
+
+
+def _number(kind: Mapping[str, Any], key: str) -> int:
+    value = kind.get(key)
+    return value if isinstance(value, int) else 0
+
+
+def _too_old(section: SectionSummary, vmsd: str, oldest: int) -> CheckFinding:
+    start, name = section.start, models.readable(section.start.idstr)
+    line = (
+        f"{vmsd}: incoming version_id {start.version_id} is too old for local minimum "
+        f"version_id  {oldest}"
+    )
+    return CheckFinding(
+        "refused",
+        "version-old",
+        section.body_offset - 4,
+        f"{name}[{start.instance_id}]",
+        f"{name} has version {start.version_id}, the destination reads {oldest} and later",
+        "wire",
+        [line, *_state_failed(name, start.instance_id)],
+        "go through a QEMU between the two",
+    )
+
+
+# Whether the body can be what the destination reads: subsections first, then the size.
+def _layout(
+    section: SectionSummary,
+    kinds: Any,
+    schema: StaticSchema,
+    body: Section,
+    node: Node,
+) -> Iterator[CheckFinding]:
+    start, name = section.start, models.readable(section.start.idstr)
+    path = f"{name}[{start.instance_id}]"
+    known = {str(s.get("name")) for k in kinds for s in k.get("Subsections", ())}
+    lost = [c for c in node.children if c.type == "subsection" and c.name not in known]
+    for child in lost:
+        yield CheckFinding(
+            "refused",
+            "subsection",
+            child.offset,
+            path,
+            f"{name}: the destination does not know the subsection {child.name}",
+            "wire",
+            _state_failed(name, start.instance_id, NO_ENTRY),
+            f"use a newer QEMU at the destination; or `rewrite --drop-subsection "
+            f"'{path}/{child.name}'`",
+        )
+    if lost or schema.describe(body.idstr, body.version_id, body.body) is not None:
+        return
+    mine = {str(f.get("name")) for f in node.description.get("fields", ())}
+    its = {str(f.get("field")) for k in kinds for f in k.get("Fields", ())}
+    needed = {
+        str(f.get("field"))
+        for f in kinds[0].get("Fields", ())
+        if f.get("field_exists") is False and _number(f, "version_id") <= start.version_id
+    }
+    told = [
+        f"{what} {', '.join(sorted(names)[:8])}"
+        for what, names in (("only in the stream:", mine - its), ("missing:", needed - mine))
+        if mine and names
+    ]
+    yield CheckFinding(
+        "refused",
+        "size",
+        body.offset,
+        path,
+        f"{name} has {len(body.body)} bytes of state, which the destination's fields do not add "
+        f"up to{'; ' if told else ''}{'; '.join(told)}",
+        "inferred",
+        [f"Missing section footer for {name}", INVALID],
+        "use the QEMU that wrote it, or a machine type that both have",
+    )
+
+
+def _sections(seen: _Stream, other: _Stream) -> Iterator[CheckFinding]:
+    its = other.sections
+    for key, section in seen.sections.items():
+        there = its.pop(key, None)
+        if there is None:
+            why = "the other stream has no such section: no such device, or nothing to send"
+            yield _unknown(section, "refused", why, "inferred")
+        elif section.start.version_id > there.start.version_id:
+            yield _version(section, there.start.version_id, "wire")
+        elif section.start.version_id < there.start.version_id:
+            yield CheckFinding(
+                "doubt",
+                "version-older",
+                section.body_offset - 4,
+                f"{models.readable(key[0])}[{key[1]}]",
+                f"version {section.start.version_id}, the destination writes "
+                f"{there.start.version_id}: whether it reads the older one is not in a stream",
+                "inferred",
+                [],
+                "check against -dump-vmstate of the destination, which says",
+            )
+    for idstr, instance in its:
+        name = f"{models.readable(idstr)}[{instance}]"
+        yield CheckFinding(
+            "doubt",
+            "section-kept",
+            seen.summary.end_offset or 0,
+            name,
+            f"the stream has no section {name}: the destination leaves it as after a reset",
+            "wire",
+            [],
+            "leave the device out at the destination, unless the guest can do with a reset one",
+        )
+
+
+# Fields whose value has to be that of the destination.
+# QEMU v10.1.0 migration/vmstate-types.c get_int32_equal() and the like.
+def _values(seen: _Stream, other: _Stream) -> Iterator[CheckFinding]:
+    its = {n.path: value for n, value in _equal(other)}
+    for node, value in _equal(seen):
+        there = its.get(node.path, value)
+        if there == value:
+            continue
+        device, inner = node.path.rpartition("]/")[0] + "]", node.path.rpartition("/")[2]
+        idstr, _, instance = device[:-1].rpartition("[")
+        number = int(instance) if instance.isdigit() else 0
+        # The local one first.
+        values = f"{there:x} != {value:x}"
+        failed = f"Failed to load {idstr.rpartition('/')[2]}:{inner}"
+        yield CheckFinding(
+            "refused",
+            "value",
+            node.offset,
+            device,
+            f"{node.path} is {value:#x}, and has to be the {there:#x} of the destination",
+            "inferred",
+            [values, failed, *_state_failed(idstr, number)],
+            "start the destination with the same properties of this device",
+        )
+
+
+def _equal(stream: _Stream) -> Iterator[tuple[Node, int]]:
+    for device in stream.devices.tree:
+        for node in device.children:
+            if node.type.endswith(" equal") and isinstance(node.value, int):
+                yield node, node.value
