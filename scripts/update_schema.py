@@ -48,6 +48,8 @@ SCHEMAS: dict[str, tuple[str, tuple[str, ...]]] = {
     "unpacked.json": (models.UNPACKED_SCHEMA, ("UnpackedManifest",)),
     "build.json": (models.BUILD_SCHEMA, ("BuildReport",)),
     "diff.json": (models.DIFF_SCHEMA, ("DiffReport",)),
+    "history.json": (models.HISTORY_SCHEMA, ("HistoryReport",)),
+    "version.json": (models.VERSION_SCHEMA, ("VersionReport",)),
 }
 
 # Files that users write: a list of objects, in which fields with a default may be left out.

@@ -24,8 +24,8 @@ README = ROOT / "README.md"
 JSON = ROOT / "docs" / "json.md"
 COMMANDS = (
     "inspect", "records", "extract-ram", "extract-block", "rewrite", "convert", "unpack", "build",
-    "devices", "get", "cpus", "cmdline", "hexdump", "search", "diff", "vmcoreinfo", "banner", "xml",
-    "snapshots",
+    "devices", "get", "cpus", "cmdline", "hexdump", "search", "diff", "history", "vmcoreinfo",
+    "banner", "xml", "snapshots",
 )  # fmt: skip
 NAMES = "|".join(COMMANDS)
 CALL = re.compile(rf"(?<![\w/.-])vmstream ((?:{NAMES})[^\n`|>]*)")

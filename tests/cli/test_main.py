@@ -35,6 +35,7 @@ COMMANDS = {
     "hexdump": "STREAM",
     "search": "STREAM PATTERN",
     "diff": "A B",
+    "history": "STREAM",
     "vmcoreinfo": "STREAM",
     "banner": "STREAM",
     "xml": "STREAM",
