@@ -53,6 +53,8 @@ SCHEMAS: dict[str, tuple[str, tuple[str, ...]]] = {
     "verify.json": (models.VERIFY_SCHEMA, ("VerifyReport",)),
     "check.json": (models.CHECK_SCHEMA, ("CheckReport",)),
     "diagnose.json": (models.DIAGNOSE_SCHEMA, ("DiagnoseReport",)),
+    "history.json": (models.HISTORY_SCHEMA, ("HistoryReport",)),
+    "version.json": (models.VERSION_SCHEMA, ("VersionReport",)),
 }
 
 # Files that users write: a list of objects, in which fields with a default may be left out.

@@ -64,7 +64,7 @@ LIBRARIES = {
         "report/diff.py",
         "report/findings.py",
         "cli/",
-    ),  # fmt: skip
+    ),
     "zstandard": ("container/", "guest/multifd.py", "transport/compress.py"),
     "lz4": ("container/",),
     "lzallright": ("container/",),

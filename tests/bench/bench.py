@@ -231,6 +231,45 @@ def bench_diff(name: str, path: Path, work: Path, runs: int) -> None:
         made.unlink()
 
 
+def bench_history(work: Path, pages: int, runs: int) -> None:
+    """history of four passes over RAM against inspect, and its versions as files against cp."""
+    made = np.resize(streams.bodies(1024), (pages, 4096))
+    path, old = work / "passes.bin", work / "old"
+    with path.open("wb") as file:
+        out = StreamWriter(file.write)
+        out.header()
+        ram = out.start(b"ram", version_id=4)
+        out.block_list((RAMBlock(b"mem", made.nbytes),))
+        out.close()
+        for _ in range(3):
+            out.part(ram)
+            out.pages(0, 0, made)
+            out.close()
+        out.end(ram)
+        out.pages(0, 0, made)
+        out.close()
+        out.finish()
+    look, history, page, write, copy = in_turn(
+        runs,
+        ([*VMSTREAM, "inspect", path], None),
+        ([*VMSTREAM, "history", path], None),
+        ([*VMSTREAM, "history", path, "--page", "mem+0"], None),
+        ([*VMSTREAM, "history", path, "--superseded", old, "--force"], None),
+        (["cp", path, work / "copy"], None),
+    )
+    for made_file in (path, work / "copy"):
+        made_file.unlink()
+    shutil.rmtree(old, ignore_errors=True)
+    name = f"history, {4 * made.nbytes >> 20} MiB in 4 passes"
+    row(f"{name}, start-up included", f"{history:.2f} s", f"{history / look:.2f} x inspect")
+    row(f"{name}, --page", f"{page:.2f} s", f"{page / look:.2f} x inspect")
+    row(
+        f"{name}, --superseded of {3 * pages:,} versions",
+        f"{write:.2f} s",
+        f"{write / copy:.1f} x cp of the stream ({copy:.2f} s)",
+    )
+
+
 class Pages:
     """A sink in memory, as a block of RAM."""
 
@@ -584,6 +623,7 @@ def main() -> None:
             bench_rewrite(path, work, options.runs)
             bench_search(path, options.runs)
         bench_rewrite(busy, work, options.runs)
+        bench_history(work, pages // 4, options.runs)
         bench_writer(pages // 2, options.runs)
         bench_indices(busy, options.stream, work, pages, options.runs)
         bench_mapped(work, 2 * pages, options.runs)

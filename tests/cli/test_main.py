@@ -38,6 +38,7 @@ COMMANDS = {
     "hexdump": "STREAM",
     "search": "STREAM PATTERN",
     "diff": "A B",
+    "history": "STREAM",
     "vmcoreinfo": "STREAM",
     "banner": "STREAM",
     "xml": "STREAM",

@@ -23,6 +23,7 @@ from vmstream.cli.options import (
 from vmstream.container.open import OpenStream
 from vmstream.ops.encode import COMPRESSIONS, STANDARD_OUTPUT
 from vmstream.ops.extract import ExtractOptions, extract
+from vmstream.ops.passes import LAST_PASS
 from vmstream.report.jsonout import dumps
 
 _EPILOG = """\b
@@ -38,6 +39,7 @@ Examples:
   vmstream extract-ram dump.bin --layout layout.json -o ram.raw
   vmstream extract-ram guest.save -o ram.raw     from an image of virsh save
   vmstream extract-ram main.bin --channel ch1.bin --channel ch2.bin -o ram.raw    multifd
+  vmstream extract-ram dump.bin --pass 1 -o first.raw      as known behind the first pass
   vmstream extract-ram cut.bin --partial -o ram.raw
   cat dump.bin | vmstream extract-ram - -o ram.raw --manifest ram.json
 """
@@ -78,6 +80,14 @@ Examples:
     metavar="FILE",
     help="Where blocks stand in the guest: JSON, a list of gpa, length, block, block_offset.",
 )
+@click.option(
+    "--pass",
+    "passes",
+    type=click.IntRange(1, LAST_PASS),
+    metavar="N",
+    help="RAM as it was known behind the Nth pass, which `vmstream history` lists; not for formats "
+    "with registers, which are of the end.",
+)
 @click.option("--rom", is_flag=True, help="Have ROM and flash in the image, too.")
 @click.option("--below-4g", type=byte_size, metavar="SIZE", help="Size of RAM below 4 GiB (x86).")
 @click.option("--partial", is_flag=True, help="Write what is there of a damaged stream.")
@@ -102,6 +112,7 @@ def command(
     form: str,
     compress: str | None,
     layout: Path | None,
+    passes: int | None,
     rom: bool,
     below_4g: int | None,
     partial: bool,
@@ -141,10 +152,12 @@ def command(
         raise click.UsageError("--layout and --below-4g: only one can decide")
     if rom and (block is not None or all_blocks is not None or layout is not None):
         raise click.UsageError("--rom is for the guest-physical image, by no --layout")
+    if passes is not None and form in ("elf", "kdump"):
+        raise click.UsageError(f"--pass is not for --format {form}: its registers are of the end")
     options = ExtractOptions(
         output, block, all_blocks, below_4g, partial, force, manifest, page_size,
         tuple(sys.argv[1:]), shared_blocks, max_ram, form, layout, rom, compress,
-        Path(spool) if spool else None,
+        Path(spool) if spool else None, passes,
     )  # fmt: skip
     with (
         OpenStream(

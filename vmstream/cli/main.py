@@ -42,6 +42,11 @@ _COMMANDS = {
     "hexdump": ("vmstream.cli.hexdump", "command", "Show guest memory at an address."),
     "search": ("vmstream.cli.search", "command", "Find text or bytes in guest memory."),
     "diff": ("vmstream.cli.diff", "command", "Compare two streams, or a stream with an image."),
+    "history": (
+        "vmstream.cli.history",
+        "command",
+        "Tell how RAM was sent: passes, pages sent again, and what they were before.",
+    ),
     "vmcoreinfo": ("vmstream.cli.vmcoreinfo", "command", "Print the VMCOREINFO of a Linux guest."),
     "banner": ("vmstream.cli.banner", "command", "Print the banner of the guest's Linux kernel."),
     "xml": ("vmstream.cli.xml", "command", "Write the domain XML of a libvirt save image."),

@@ -42,6 +42,11 @@ _Indices = NDArray[np.int64]
 _Offsets = NDArray[np.uint64] | NDArray[np.int64]
 
 
+def kind_of(flags: int) -> str:
+    """Return the word for the kind of a page record with these flags."""
+    return KINDS[_COLUMN_OF_FLAGS[flags]]
+
+
 class PageBitmap:
     """A set of page numbers below `pages`, one bit each."""
 

@@ -49,6 +49,7 @@ from vmstream.ops.devices import Devices
 from vmstream.ops.encode import STANDARD_OUTPUT, compression_of, encode
 from vmstream.ops.inspect import Summary, block_report, layer_reports
 from vmstream.ops.pages import PageFold, check_complete, check_pages, shared_memory
+from vmstream.ops.passes import UntilPass
 from vmstream.ops.pipeline import Consumer, Progress, run
 from vmstream.ops.quick import quick_events
 from vmstream.report import models
@@ -119,6 +120,7 @@ class ExtractOptions:
         compress: One of COMPRESSIONS; by the suffix of `output` if `None`.
         spool: Directory for what goes to standard output, until it is whole; that of the system
             for temporary files if `None`.
+        passes: RAM as it was known behind this pass, from 1 to LAST_PASS, instead of the end.
     """
 
     output: Path | None = None
@@ -137,6 +139,7 @@ class ExtractOptions:
     rom: bool = False
     compress: str | None = None
     spool: Path | None = None
+    passes: int | None = None
 
 
 class MapEvidence:
@@ -203,13 +206,21 @@ class MapEvidence:
         )
 
 
-class _Tables:
-    """A sink of pages for a block that is small: it is kept in memory."""
+class BytesSink:
+    """A sink of pages in memory, for what is small.
+
+    Args:
+        length: Bytes.
+
+    Attributes:
+        content: What is there.
+    """
 
     def __init__(self, length: int) -> None:
         self.content = bytearray(length)
 
     def write(self, offset: int, data: memoryview | bytes) -> None:
+        """Write contiguous bytes."""
         self.content[offset : offset + len(data)] = data
 
     def write_pages(
@@ -220,13 +231,16 @@ class _Tables:
         size: int,
         stride: int,
     ) -> None:
+        """Write pages, as of `PageSink`."""
         for at, offset in zip(positions.tolist(), offsets.tolist(), strict=True):
             self.write(offset, window[at : at + size])
 
     def zero(self, offset: int, length: int) -> None:
+        """Write zeros."""
         self.write(offset, bytes(length))
 
     def read_pages(self, offsets: NDArray[np.int64], pages: NDArray[np.uint8]) -> None:
+        """Fill `pages` with what stands at `offsets`."""
         for page, offset in zip(pages, offsets.tolist(), strict=True):
             page[:] = np.frombuffer(self.content, np.uint8, len(page), offset)
 
@@ -283,16 +297,19 @@ class _Writer(PageFold[RAMImage]):
         self.files: dict[int | None, OutputFile] = {}
         self.map: PhysicalMap | None = None
         self.plan: Plan | None = None
-        self._tables: _Tables | None = None
+        self._tables: BytesSink | None = None
         self.vmcoreinfo: Found | None = None
         self.notes: list[Note] = []
         self.utsname = b""
+        self._until = None if options.passes is None else UntilPass(summary, options.passes)
 
     def on(self, event: Event) -> None:
         if isinstance(event, RAMBlockList):
             self._check(event.blocks)
-        else:
-            super().on(event)
+            return
+        kept = event if self._until is None else self._until.cut(event)
+        if kept is not None:
+            super().on(kept)
 
     # What can be refused before anything is read.
     def _check(self, blocks: tuple[RAMBlock, ...]) -> None:
@@ -330,7 +347,7 @@ class _Writer(PageFold[RAMImage]):
             if at is not None and self.stated is None:
                 # Up to the end of the last page, which need not be a whole one.
                 length = -(-blocks[at].used_length // page_size) * page_size
-                self._tables = _Tables(length)
+                self._tables = BytesSink(length)
                 placements.append(Placement(at, 0, length, self._tables, 0))
         on_fault = self._page_fault if options.partial else None
         image = RAMImage(blocks, page_size, placements, on_fault)
@@ -589,6 +606,8 @@ def extract(
             raise summary.findings.error
         summary.finish()
         _check_whole(summary, options, stated)
+        if options.passes is not None:
+            _check_pass(summary, options.passes)
         if not writer.files:
             if not summary.blocks:
                 raise IntegrityError(summary.end, "the stream has no RAM")
@@ -692,6 +711,13 @@ def _check_whole(
     check_complete(summary, "writes", partial=options.partial)
 
 
+def _check_pass(summary: Summary, number: int) -> None:
+    count = summary.coverage.pass_count if summary.coverage is not None else 0
+    if number > count:
+        words = f"{count} pass" + ("es" if count != 1 else "")
+        raise OutputError(f"no pass {number} over RAM: the stream has {words}")
+
+
 def _channel_inputs(
     channels: Channels | None, options: ExtractOptions
 ) -> list[models.ChannelInput]:
@@ -783,4 +809,7 @@ def _report(
         ram_blocks=[block_report(b) for b in summary.coverage_blocks()],
         anomalies=summary.findings.report(),
         layers=layers,
+        after_pass=options.passes,
+        pass_count=summary.coverage.pass_count if summary.coverage else 0,
+        passes_from="wire" if summary.coverage and summary.coverage.rounds else "inferred",
     )

@@ -70,8 +70,12 @@ class _Enough(Exception):
     """So many hits were asked for and no more."""
 
 
-def check_file(path: str | os.PathLike[str]) -> None:
+def check_file(path: str | os.PathLike[str], option: str = "--history") -> None:
     """Refuse what cannot be read twice.
+
+    Args:
+        path: The input.
+        option: That takes it.
 
     Raises:
         UnsupportedError: It is a pipe or the like.
@@ -81,7 +85,7 @@ def check_file(path: str | os.PathLike[str]) -> None:
     if not (stat.S_ISREG(mode) or stat.S_ISBLK(mode)):
         raise UnsupportedError(
             0,
-            "--history reads the stream twice, and what comes in a pipe comes once",
+            f"{option} reads the stream twice, and what comes in a pipe comes once",
             advice="save it to a file, and give its name",
         )
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import shlex
 import sys
 from collections.abc import Iterable
@@ -13,11 +14,13 @@ from rich.text import Text
 
 from vmstream.errors import printable
 from vmstream.report.models import (
+    AnomalyReport,
     BuildReport,
     CaptureReport,
     ConvertReport,
     ExtractBlockReport,
     ExtractReport,
+    HistoryReport,
     InspectReport,
     PageCounts,
     ReceiveReport,
@@ -34,6 +37,11 @@ _PASSES_AT_A_GLANCE = 6
 _FINDINGS_AT_A_GLANCE = 10
 _CHANGES_AT_A_GLANCE = 40
 _LIVE_AT_A_GLANCE = 10
+
+_PASS_WORDS = {
+    "inferred": "inferred from where the page order starts over",
+    "wire": "as MULTIFD_FLUSH words part them",
+}
 
 _LAYER_NAMES = {"libvirt": "libvirt save image", "offset": "behind other bytes"}
 
@@ -210,12 +218,8 @@ def _ram(out: Console, report: InspectReport, *, long: bool) -> None:
     out.print(table)
     if report.pass_count < 2 and not long:
         return
-    words = {
-        "inferred": "inferred from where the page order starts over",
-        "wire": "as MULTIFD_FLUSH words part them",
-    }
     source = report.passes[0].source if report.passes else "inferred"
-    _row(out, "passes", f"{report.pass_count}, {words[source]}")
+    _row(out, "passes", f"{report.pass_count}, {_PASS_WORDS[source]}")
     table = _table(
         "  pass", ">offset", ">normal", ">zero", ">xbzrle", ">compressed", ">on the wire"
     )
@@ -369,6 +373,9 @@ def render_extract(report: ExtractReport, out: Console | None = None) -> None:
         out.print(f"  decided by {report.layout.decided_by}{how}")
         for reason in report.layout.reasons:
             out.print(f"  {printable(reason)}")
+    if report.after_pass is not None:
+        how = "" if report.passes_from == "wire" else " (passes are inferred)"
+        out.print(f"  RAM as known behind pass {report.after_pass} of {report.pass_count}{how}")
     notes = console(sys.stderr)
     for doubt in report.layout.doubts if report.layout else ():
         notes.print(f"vmstream: warning: {printable(doubt)}")
@@ -379,6 +386,56 @@ def render_extract(report: ExtractReport, out: Console | None = None) -> None:
             notes.print(
                 f"vmstream: block {printable(block.idstr)} lacks {block.pages_missing:,} pages",
             )
+
+
+def render_history(report: HistoryReport, out: Console | None = None) -> None:
+    """Print passes, how they converge, and the pages that were sent most often."""
+    out = out or console()
+    state = ("complete", "green") if report.complete else ("not complete", "red")
+    what = f": migration stream, {size_text(report.size)}, "
+    out.print(Text.assemble((printable(report.input), "bold"), what, state))
+    again = report.records - report.pages_sent
+    _row(out, "RAM", f"{report.pages:,} pages of {report.page_size or '?'} bytes, "
+         f"{report.pages_sent:,} sent, {again:,} versions replaced by a later one")  # fmt: skip
+    source = report.passes[0].source if report.passes else "inferred"
+    _row(out, "passes", f"{report.pass_count}, {_PASS_WORDS[source]}")
+    table = _table(
+        "  pass", ">offset", ">normal", ">zero", ">xbzrle", ">compressed", ">on the wire", ">pages",
+        ">of the pass before", ">first sent", ">last sent",
+    )  # fmt: skip
+    before = 0
+    for item in report.passes:
+        pages = sum(dataclasses.astuple(item.pages))
+        share = f"{pages / before:.1%}" if before else "-"
+        numbers = (item.wire_bytes, pages, share, item.first, item.last)
+        told = [n if isinstance(n, str) else f"{n:,}" for n in numbers]
+        _add(table, f"  {item.number}", f"{item.offset:#x}", *_pages(item.pages), *told)
+        before = pages
+    out.print(table)
+    if report.top:
+        _row(out, "sent most", "addresses are guest-physical, inferred")
+        table = _table("  page", ">address", ">times")
+        for page in report.top:
+            gpa = "-" if page.gpa is None else f"{page.gpa:#x}"
+            where = f"  {printable(page.block)}+{page.block_offset:#x}"
+            _add(table, where, gpa, f"{page.times:,}")
+        out.print(table)
+    if (written := report.superseded) is not None:
+        zeros = f"; {written.zeros:,} versions of zeros left out" if written.zeros else ""
+        out.print(f"{printable(written.directory)}: {written.versions:,} versions{zeros}")
+        for file in written.files:
+            what = f"block {printable(file.block)}, {file.versions:,} versions"
+            out.print(f"  {file.file}: {what}, {size_text(file.size)}")
+    notes = console(sys.stderr)
+    render_findings(report.anomalies, notes)
+    for doubt in report.layout_doubts if report.top else ():
+        notes.print(f"vmstream: warning: {printable(doubt)}")
+
+
+def render_findings(anomalies: Iterable[AnomalyReport], out: Console) -> None:
+    """Print what is odd in a stream, the first of it."""
+    for a in [*anomalies][:_FINDINGS_AT_A_GLANCE]:
+        out.print(f"vmstream: {a.severity}: {printable(a.message)}")
 
 
 def render_extract_block(report: ExtractBlockReport, out: Console | None = None) -> None:
