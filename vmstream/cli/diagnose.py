@@ -24,7 +24,7 @@ from vmstream.report.jsonout import dumps
 _EPILOG = """\b
 Examples:
   vmstream diagnose dump.bin --log qemu.log
-  qemu-system-x86_64 ... -incoming 'exec:cat dump.bin' 2>&1 | vmstream diagnose dump.bin --log -
+  vmstream diagnose dump.bin --log - < qemu.log
   vmstream diagnose dump.bin --log /var/log/libvirt/qemu/GUEST.log --json
 """
 

@@ -92,8 +92,8 @@ def command(
     Precopy sends a page again whenever the guest has changed it, so a stream has earlier versions
     of pages. Passes over RAM are inferred from where the order of pages starts over.
 
-    STREAM is a file, or - for standard input, which is enough for all but --superseded and an
-    address. With --page and --json, one JSON object a line.
+    STREAM is a file, or - for standard input, which is enough for all but an address and
+    --superseded. With --page and --json there is a JSON object a line.
     """
     if page is not None and superseded is not None:
         raise click.UsageError("--page or --superseded, not both")

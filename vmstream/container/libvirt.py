@@ -6,8 +6,8 @@ libvirt src/qemu/qemu_saveimage.c qemuSaveImageOpen(), virQEMUSaveDataWrite().
 from __future__ import annotations
 
 import re
+from html import unescape
 from xml.parsers import expat
-from xml.sax.saxutils import unescape
 
 from vmstream.container.layers import Container, Finding, Layer, SaveImage, ShiftedSource
 from vmstream.errors import EncodeError, LimitError, TruncatedError
@@ -88,7 +88,7 @@ def _domain_name(xml: bytes) -> str | None:
     if found is None:
         return None
     text = found[1].decode("utf-8", "backslashreplace")
-    return unescape(text, {"&quot;": '"', "&apos;": "'"})
+    return unescape(text)
 
 
 def _note_oddities(container: Container, image: SaveImage) -> None:
