@@ -209,6 +209,8 @@ def test_the_commands_of_the_readme_run(tmp_path: Path) -> None:
         words = shlex.split(call)
         if words[-1] == "-" or "IDSTR" in call or not FILES & set(words):
             continue
+        if words[0] == "capture":  # of a QEMU
+            continue
         run = run_vmstream(
             *words,
             *(["--force"] if words[0].startswith(("extract", "rewrite", "convert")) else []),
