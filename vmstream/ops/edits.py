@@ -289,7 +289,6 @@ class Editing:
         self.doubts: tuple[str, ...] = ()
         self._document: Document | None = None
         self._text: bytes | None = None
-        self._devices: DeviceTree | None = None
 
     @cached_property
     def coverage(self) -> list[BlockCoverage]:
@@ -302,12 +301,10 @@ class Editing:
         folds: list[Consumer] = [self.summary, self.devices, self.places]
         return folds if self.plain is None else [*folds, self.plain]
 
-    @property
+    @cached_property
     def tree(self) -> DeviceTree:
         """The device sections."""
-        if self._devices is None:
-            self._devices = self.devices.tree
-        return self._devices
+        return self.devices.tree
 
     @property
     def _vmdesc(self) -> Document:

@@ -14,6 +14,7 @@ from dataclasses import dataclass, replace
 from vmstream.errors import EncodeError, quoted
 from vmstream.ops.lastpages import Pages, write_pages
 from vmstream.ops.splice import Splice, Target
+from vmstream.stream.encoder import encode_blocks
 from vmstream.stream.events import (
     ChannelEvent,
     Command,
@@ -29,9 +30,7 @@ from vmstream.stream.events import (
     SectionStart,
 )
 from vmstream.stream.writer import StreamWriter
-from vmstream.wire import build
 from vmstream.wire.constants import FLAT_RAM, MigCmd, RAMSaveFlag, SectionType
-from vmstream.wire.parse import BlockEntry
 
 # What a destination is told that takes a stream as it comes, from a source that listens. QEMU
 # v10.1.0 migration/savevm.c loadvm_process_command().
@@ -176,8 +175,8 @@ def plain_splices(
             raise EncodeError("RAM of section version 3 has no blocks, as mapped-ram needs them")
         made.append(Splice(listed.offset, places.start_eos, write_start, _WITH_PAGES))
     elif blocks != listed.blocks or places.start_eos != places.list_end or places.mapped:
-        head = _block_list(listed.total, () if flat else blocks)
-        if not places.mapped and len(_block_list(0, listed.blocks)) < listed.end - listed.offset:
+        head = encode_blocks(listed.total, () if flat else blocks)
+        if not places.mapped and len(encode_blocks(0, listed.blocks)) < listed.end - listed.offset:
             raise EncodeError("a block list with x-ignore-shared as QEMU 4.0 alone has it")
         made.append(Splice(listed.offset, places.start_eos, head, "the block list alone"))
 
@@ -215,9 +214,3 @@ def plain_blocks(
         )
         for b in blocks
     )
-
-
-def _block_list(total: int, blocks: tuple[RAMBlock, ...]) -> bytes:
-    entries = (BlockEntry(b.idstr, b.used_length, b.host_page_size, b.gpa, None) for b in blocks)
-    word = build.ram_word(total, RAMSaveFlag.MEM_SIZE)
-    return word + b"".join(map(build.ram_block, entries))

@@ -127,11 +127,8 @@ class Encoder:
         return build.section_head(head)
 
     def _block_list(self, event: RAMBlockList) -> bytes:
-        word = build.ram_word(event.total, RAMSaveFlag.MEM_SIZE)
         # Of mapped-ram each entry is an event of its own; a flat space has no list.
-        if self._flat or self._mapped:
-            return word
-        return word + b"".join(build.ram_block(_entry(b)) for b in event.blocks)
+        return encode_blocks(event.total, () if self._flat or self._mapped else event.blocks)
 
     def _live(self, event: LiveRecord) -> bytes:
         record = event.record
@@ -159,8 +156,11 @@ def _configuration(event: Configuration) -> ConfigurationValues:
     )
 
 
-def _entry(block: RAMBlock) -> BlockEntry:
-    return BlockEntry(block.idstr, block.used_length, block.host_page_size, block.gpa, None)
+def encode_blocks(total: int, blocks: tuple[RAMBlock, ...]) -> bytes:
+    """Make the MEM_SIZE word and the entries of the block list behind it."""
+    entries = (BlockEntry(b.idstr, b.used_length, b.host_page_size, b.gpa, None) for b in blocks)
+    word = build.ram_word(total, RAMSaveFlag.MEM_SIZE)
+    return word + b"".join(map(build.ram_block, entries))
 
 
 def encode_pages(batch: PageBatch, *, flat: bool = False) -> memoryview:

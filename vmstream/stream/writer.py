@@ -24,11 +24,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from vmstream.errors import EncodeError
+from vmstream.stream.encoder import encode_blocks
 from vmstream.stream.events import Configuration, RAMBlock, SectionStart
 from vmstream.wire import build
 from vmstream.wire.constants import DEFAULT_PAGE_SIZE, FLAT_RAM, RAMSaveFlag, SectionType
 from vmstream.wire.layout import RAM_WORD_SIZE, ZERO_STRIDE
-from vmstream.wire.parse import BlockEntry, ConfigurationValues, SectionHead
+from vmstream.wire.parse import ConfigurationValues, SectionHead
 
 Sink = Callable[[bytes | memoryview], object]
 
@@ -161,10 +162,7 @@ class StreamWriter:
             raise EncodeError("the block list is the first in the START of 'ram'")
         self.blocks = blocks
         total = sum(b.used_length for b in blocks)
-        self.raw(build.ram_word(total, RAMSaveFlag.MEM_SIZE))
-        for b in () if self._flat else blocks:
-            entry = BlockEntry(b.idstr, b.used_length, b.host_page_size, b.gpa, None)
-            self.raw(build.ram_block(entry))
+        self.raw(encode_blocks(total, () if self._flat else blocks))
 
     def pages(self, block: int, offset: int, pages: NDArray[np.uint8]) -> None:
         """Write pages that follow each other; those of zeros as zero pages.
