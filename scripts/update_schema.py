@@ -1,4 +1,4 @@
-"""Generate docs/schema/*.json from the dataclasses in vmstream/report/models.py.
+"""Generate docs/schema/*.json from the dataclasses in vmstream/report/models.
 
     python scripts/update_schema.py            write the files
     python scripts/update_schema.py --check    exit status 1 if a file is not what would be written
@@ -12,8 +12,10 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import importlib
 import inspect
 import json
+import pkgutil
 import re
 import sys
 import types
@@ -24,9 +26,14 @@ from typing import Any
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
-from vmstream.report import models  # noqa: E402
+from vmstream.report import models as package  # noqa: E402
 
 SCHEMA_DIR = ROOT / "docs" / "schema"
+
+# What all modules of the package define.
+models = types.SimpleNamespace()
+for found in pkgutil.iter_modules(package.__path__, f"{package.__name__}."):
+    vars(models).update(vars(importlib.import_module(found.name)))
 
 # File: (name of the schema, dataclasses). Of several dataclasses a document is any one.
 SCHEMAS: dict[str, tuple[str, tuple[str, ...]]] = {

@@ -1,4 +1,4 @@
-"""Run the command line as users do: in a process of its own.
+"""Run the command line as users do: in a process of its own, which tests.forkserver makes.
 
 run = vmstream("inspect", "--json", path)
 run = vmstream("records", "-", stdin=stream_bytes)     # through a pipe
@@ -21,6 +21,8 @@ import termios
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+
+from tests import forkserver
 
 ROOT = Path(__file__).resolve().parent.parent
 COMMAND = (sys.executable, "-m", "vmstream")
@@ -65,18 +67,12 @@ def vmstream(
     env: dict[str, str] | None = None,
 ) -> Run:
     """Run `vmstream ARGS`; bytes for stdin come through a pipe, a path is a redirected file."""
-    command = [*COMMAND, *map(str, args)]
+    command = list(map(str, args))
     env = environment() if env is None else env
-    if isinstance(stdin, Path):
-        with stdin.open("rb") as file:
-            done = subprocess.run(command, stdin=file, capture_output=True, cwd=cwd, env=env)
-    elif stdin is None:
-        done = subprocess.run(
-            command, stdin=subprocess.DEVNULL, capture_output=True, cwd=cwd, env=env
-        )
-    else:
-        done = subprocess.run(command, input=stdin, capture_output=True, cwd=cwd, env=env)
-    return Run(done.returncode, _text(done.stdout), _text(done.stderr))
+    with open(stdin if isinstance(stdin, Path) else os.devnull, "rb") as file:
+        given = stdin if isinstance(stdin, bytes) else file.fileno()
+        status, out, err = forkserver.run(command, given, cwd, env)
+    return Run(status, _text(out), _text(err))
 
 
 def on_terminal(*args: str | Path, columns: int = 80, env: dict[str, str] | None = None) -> Run:

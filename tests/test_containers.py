@@ -21,7 +21,8 @@ from vmstream.errors import EXIT_OK, StreamError, TruncatedError
 from vmstream.ops.extract import ExtractOptions, extract
 from vmstream.ops.inspect import inspect
 from vmstream.ops.records import Records
-from vmstream.report.models import ExtractReport, InspectReport
+from vmstream.report.models.extract import ExtractReport
+from vmstream.report.models.inspect import InspectReport
 
 READ = [n for n in image_names() if "sparse" not in n]
 KINDS = list(PACK)

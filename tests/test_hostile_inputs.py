@@ -34,7 +34,7 @@ from vmstream.errors import VmstreamError
 from vmstream.ops.extract import ExtractOptions, extract
 from vmstream.ops.inspect import inspect
 from vmstream.ops.pipeline import events
-from vmstream.report.models import InspectReport
+from vmstream.report.models.inspect import InspectReport
 from vmstream.stream.decoder import Decoder
 from vmstream.stream.events import Anomaly, Event
 

@@ -25,7 +25,7 @@ from tests.truth import fixture_file
 from vmstream.errors import EncodeError, StreamError
 from vmstream.guest.devices import INTEGER, Node, Section
 from vmstream.ops.devices import Devices, find, plain_values, read_devices
-from vmstream.report.models import RewriteReport
+from vmstream.report.models.rewrite import RewriteReport
 from vmstream.transport.source import OpenSource
 
 # Each of another make: versions, machines, orders of bytes, encodings, packages, channels.

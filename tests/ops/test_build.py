@@ -25,7 +25,7 @@ from vmstream.ops.devices import Devices
 from vmstream.ops.inspect import Summary
 from vmstream.ops.memory import MemoryOptions, index_memory
 from vmstream.ops.pipeline import events
-from vmstream.report.models import BuildReport
+from vmstream.report.models.unpack import BuildReport
 from vmstream.stream.decoder import Decoder
 from vmstream.stream.events import Command, Event, RAMBlock
 from vmstream.transport.sink import SavedFile

@@ -31,7 +31,9 @@ from vmstream.errors import FormatError, IntegrityError, StreamError, TruncatedE
 from vmstream.ops.channels import ChannelCounts, Channels
 from vmstream.ops.extract import ExtractOptions, extract
 from vmstream.ops.inspect import inspect
-from vmstream.report.models import ExtractReport, InspectReport, PageCounts
+from vmstream.report.models.extract import ExtractReport
+from vmstream.report.models.inspect import InspectReport
+from vmstream.report.models.pages import PageCounts
 
 RECORDED = [n for n in fixture_names("*.ch0") if channel_names(n)]
 FLUSH = be64(0x200)

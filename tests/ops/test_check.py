@@ -12,7 +12,7 @@ from tests.streamwriter import Device, Field, RamBlock, StreamWriter, Subsection
 from tests.truth import open_fixture
 from vmstream.errors import OutputError, StreamError
 from vmstream.ops.check import check
-from vmstream.report.models import CheckReport
+from vmstream.report.models.check import CheckReport
 
 SUB = Subsection("dev/more", 1, (Field("x", "uint32", bytes(4)),))
 FIELDS = (Field("a", "uint32", bytes(4)), Field("n", "int32 equal", bytes(3) + b"\4"))

@@ -19,7 +19,7 @@ from vmstream.container.layers import Container
 from vmstream.container.open import OpenStream
 from vmstream.errors import StreamError
 from vmstream.ops.cmdline import cmdline_report, read_stated, shell_lines, told
-from vmstream.report import models
+from vmstream.report.models.cmdline import CmdlineReport
 
 DISK = ["-drive", "file=d.img,format=raw,if=none,id=d"]
 NET = ["-netdev", "user,id=n"]
@@ -86,12 +86,12 @@ MACHINES: dict[str, tuple[str, list[str], list[str], set[str]]] = {
 }  # fmt: skip
 
 
-def report_of(data: bytes) -> models.CmdlineReport:
+def report_of(data: bytes) -> CmdlineReport:
     source = BytesSource(data, "dump.bin")
     return cmdline_report(source, read_stated(source), Container())
 
 
-def arguments(report: models.CmdlineReport, *without: str) -> list[str]:
+def arguments(report: CmdlineReport, *without: str) -> list[str]:
     return [w for a in report.arguments if a.words[0] not in without for w in a.words]
 
 

@@ -23,7 +23,7 @@ from tests.truth import (
 from vmstream.container.open import OpenStream
 from vmstream.errors import EncodeError, OutputError, StreamError
 from vmstream.ops.convert import TARGETS, ConvertOptions, convert
-from vmstream.report.models import ConvertReport
+from vmstream.report.models.rewrite import ConvertReport
 
 SMALL = "live-11.1-pc"
 

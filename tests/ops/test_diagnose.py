@@ -8,7 +8,7 @@ from tests.decoding import BytesSource
 from tests.ops.test_check import FIELDS, SUB, dev, stream
 from tests.streamwriter import Device, Field
 from vmstream.ops.diagnose import diagnose
-from vmstream.report.models import CauseReport
+from vmstream.report.models.diagnose import CauseReport
 
 CONFIG = Field("config", "pci config", bytes(range(64)))
 PCI = Device(

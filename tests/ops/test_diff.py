@@ -13,7 +13,7 @@ from vmstream.container.open import OpenStream
 from vmstream.errors import OutputError, StreamError, UnsupportedError
 from vmstream.ops.diff import DiffOptions, diff
 from vmstream.ops.rewrite import RewriteOptions, rewrite
-from vmstream.report.models import DiffReport
+from vmstream.report.models.diff import DiffReport
 
 
 def found(a: Path, b: Path, **options: Any) -> DiffReport:

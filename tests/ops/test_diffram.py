@@ -14,7 +14,7 @@ from vmstream.guest.imagefile import Range
 from vmstream.guest.imageranges import Image
 from vmstream.ops.diffram import MAX_ROWS, compare, two_streams, with_image
 from vmstream.ops.memory import MemoryOptions, read_memory
-from vmstream.report.models import DiffRAM
+from vmstream.report.models.diff import DiffRAM
 from vmstream.transport.source import OpenSource, RandomAccess
 
 PAGE = 4096

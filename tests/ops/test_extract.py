@@ -49,7 +49,7 @@ from vmstream.errors import (
     VmstreamError,
 )
 from vmstream.ops.extract import ExtractOptions, extract
-from vmstream.report.models import ExtractReport
+from vmstream.report.models.extract import ExtractReport
 from vmstream.transport.source import OpenSource, PipeSource
 
 PAGE = 4096

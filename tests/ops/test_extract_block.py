@@ -18,7 +18,7 @@ from vmstream.container.open import OpenStream
 from vmstream.errors import FormatError, IntegrityError, LimitError, OutputError, TruncatedError
 from vmstream.ops import live as ops_live
 from vmstream.ops.extract_block import BlockOptions, extract_block
-from vmstream.report.models import ExtractBlockReport
+from vmstream.report.models.extract_block import ExtractBlockReport
 from vmstream.transport.source import Source
 
 PAGE = 4096

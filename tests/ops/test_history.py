@@ -34,7 +34,7 @@ from vmstream.ops.channels import Channels
 from vmstream.ops.history import HistorySeen, check_file, search_history
 from vmstream.ops.memory import MemoryOptions, read_memory
 from vmstream.ops.search import Needle, expression, literal, search
-from vmstream.report.models import HitReport
+from vmstream.report.models.search import HitReport
 from vmstream.stream.events import RAMBlockList, SectionStart
 
 PAGE = 4096

@@ -20,7 +20,7 @@ from tests.truth import fixture_names, load_manifest, open_fixture
 from vmstream.errors import FormatError, StreamError, TruncatedError, UnsupportedError
 from vmstream.ops import inspect as inspect_module
 from vmstream.ops.inspect import inspect
-from vmstream.report.models import INSPECT_SCHEMA, InspectReport, SectionReport
+from vmstream.report.models.inspect import INSPECT_SCHEMA, InspectReport, SectionReport
 
 PAGE = 4096
 WHOLE = [

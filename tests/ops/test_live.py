@@ -15,13 +15,14 @@ from tests.truth import load_manifest, open_fixture
 from vmstream.ops import live as ops_live
 from vmstream.ops.inspect import inspect
 from vmstream.ops.records import Records
-from vmstream.report import models
+from vmstream.report.models.inspect import InspectReport
+from vmstream.report.models.live import HTABReport, LiveReport, StorageReport, VFIOReport
 
 PAGE = 4096
 MIB = 1 << 20
 
 
-def report(data: bytes | bytearray) -> tuple[models.LiveReport, models.InspectReport]:
+def report(data: bytes | bytearray) -> tuple[LiveReport, InspectReport]:
     found, _ = inspect(BytesSource(bytes(data)))
     assert found.live is not None
     return found.live, found
@@ -45,7 +46,7 @@ def stream(name: str, *parts: list[sw.LiveBytes], version: int = 1, tail: Any = 
     return w
 
 
-def codes(found: models.InspectReport) -> list[str]:
+def codes(found: InspectReport) -> list[str]:
     return [a.code for a in found.anomalies]
 
 
@@ -244,11 +245,11 @@ def test_a_hash_page_table() -> None:
     entries = [sw.htab_chunk(9, [b"e" * 16] * 3, 2), sw.htab_chunk(0, [], 7), sw.htab_end()]
     parts = [sw.htab_head(0), *entries]
     found, _ = report(stream("spapr/htab", [sw.htab_head(24)], parts, parts).data)
-    assert found.htab == models.HTABReport(24, False, 6, 18)
+    assert found.htab == HTABReport(24, False, 6, 18)
     found, _ = report(stream("spapr/htab", [sw.htab_head(-1)], [sw.htab_head(-1)]).data)
-    assert found.htab == models.HTABReport(None, True, 0, 0)
+    assert found.htab == HTABReport(None, True, 0, 0)
     found, _ = report(open_fixture("ppc64-10.0-pseries"))
-    assert found.htab == models.HTABReport(21, False, 0, 0)
+    assert found.htab == HTABReport(21, False, 0, 0)
 
 
 def test_entries_of_a_real_hash_page_table() -> None:
@@ -256,7 +257,7 @@ def test_entries_of_a_real_hash_page_table() -> None:
     groups = load_manifest("own-ppc64-htab")["htab"]["groups"]
     data = open_fixture("own-ppc64-htab")
     found, whole = report(data)
-    assert found.htab == models.HTABReport(21, False, len(groups), 0)
+    assert found.htab == HTABReport(21, False, len(groups), 0)
     assert not whole.anomalies
     chunks = list(Records(BytesSource(data), kinds=("htab-chunk",)))
     assert [c.fields["index"] for c in chunks] == groups
@@ -286,13 +287,13 @@ def test_storage_attributes() -> None:
         version=0,
     )
     found, _ = report(w.data)
-    assert found.storage_attributes == models.StorageReport(9, [[0x10000, 8], [0, 1]], 2)
+    assert found.storage_attributes == StorageReport(9, [[0x10000, 8], [0, 1]], 2)
     found, _ = report(open_fixture("s390x-10.0"))
-    assert found.storage_attributes == models.StorageReport(0, [], 0)
-    assert found.storage_keys == models.StorageReport(0, [], 0)
+    assert found.storage_attributes == StorageReport(0, [], 0)
+    assert found.storage_keys == StorageReport(0, [], 0)
 
 
-def keys(*records: sw.LiveBytes, more: bytes = b"") -> models.InspectReport:
+def keys(*records: sw.LiveBytes, more: bytes = b"") -> InspectReport:
     w = StreamWriter()
     w.header()
     w.configuration()
@@ -311,7 +312,7 @@ def test_storage_keys() -> None:
         sw.storage_values(0, b"k" * 100), sw.storage_values(1 << 32, b"k" * 50), sw.storage_end()
     )
     assert found.live is not None
-    assert found.live.storage_keys == models.StorageReport(150, [[0, 100], [1 << 32, 50]], 2)
+    assert found.live.storage_keys == StorageReport(150, [[0, 100], [1 << 32, 50]], 2)
     assert not found.anomalies
 
 
@@ -319,7 +320,7 @@ def test_real_storage_keys() -> None:
     want = load_manifest("own-s390x-keys")["storage_keys"]
     data = open_fixture("own-s390x-keys")
     found, whole = report(data)
-    assert found.storage_keys == models.StorageReport(want["pages"], [[0, want["pages"]]], 1)
+    assert found.storage_keys == StorageReport(want["pages"], [[0, want["pages"]]], 1)
     assert "storage-keys" not in codes(whole)
     section = next(s for s in whole.sections if s.idstr == "s390-skeys")
     assert section.body_size == 16 + want["pages"] + 8
@@ -350,7 +351,7 @@ def test_ranges_of_storage_are_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(ops_live, "MAX_STORAGE_RANGES", 3)
     found = keys(*[sw.storage_values(i << 20, b"k") for i in range(9)], sw.storage_end())
     assert found.live is not None
-    assert found.live.storage_keys == models.StorageReport(9, [[i << 20, 1] for i in range(3)], 9)
+    assert found.live.storage_keys == StorageReport(9, [[i << 20, 1] for i in range(3)], 9)
 
 
 def test_vfio() -> None:
@@ -362,7 +363,7 @@ def test_vfio() -> None:
         [sw.vfio_data(b"y" * (3 * MIB)), sw.vfio_tag(1)],
     )
     found, whole = report(w.data)
-    assert found.vfio == [models.VFIOReport("0000:00:03.0/vfio", 0, 3, 100 + 3 * MIB)]
+    assert found.vfio == [VFIOReport("0000:00:03.0/vfio", 0, 3, 100 + 3 * MIB)]
     assert next(s for s in whole.sections if "vfio" in s.idstr).framing == "records"
 
 
@@ -370,7 +371,7 @@ def test_a_vfio_device_with_its_configuration_in_the_end() -> None:
     """What is inferred of a section stays named so."""
     w = stream("vfio", [sw.vfio_tag(3), sw.vfio_tag(1)], [sw.vfio_tag(2), sw.vfio_tag(1)])
     found, whole = report(w.data)
-    assert found.vfio == [models.VFIOReport("vfio", 0, 0, 0)]
+    assert found.vfio == [VFIOReport("vfio", 0, 0, 0)]
     assert next(s for s in whole.sections if s.idstr == "vfio").framing == "footer-scan"
 
 

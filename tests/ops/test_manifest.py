@@ -11,7 +11,7 @@ import pytest
 from vmstream.errors import EncodeError
 from vmstream.ops.manifest import full_name, parse_manifest
 from vmstream.report.jsonout import dumps
-from vmstream.report.models import (
+from vmstream.report.models.unpack import (
     UNPACKED_SCHEMA,
     UnpackedBlock,
     UnpackedConfiguration,

@@ -17,7 +17,7 @@ from vmstream.errors import OutputError
 from vmstream.ops.extract import ExtractOptions, extract
 from vmstream.ops.inspect import Summary
 from vmstream.ops.passes import PassNumbers
-from vmstream.report.models import ExtractReport
+from vmstream.report.models.extract import ExtractReport
 from vmstream.stream.events import PageBatch
 
 PAGE = 4096

@@ -25,7 +25,7 @@ from vmstream.errors import EncodeError, StreamError
 from vmstream.ops.channels import Channels
 from vmstream.ops.edits import RewriteOptions
 from vmstream.ops.rewrite import rewrite
-from vmstream.report.models import RewriteReport
+from vmstream.report.models.rewrite import RewriteReport
 from vmstream.stream.events import (
     Command,
     Configuration,

@@ -18,7 +18,7 @@ from tests.truth import fixture_file, fixture_names, open_fixture
 from vmstream.errors import UnsupportedError
 from vmstream.ops.inspect import inspect
 from vmstream.ops.quick import quick_events
-from vmstream.report.models import InspectReport
+from vmstream.report.models.inspect import InspectReport
 from vmstream.stream.decoder import Decoder
 from vmstream.stream.events import Anomaly, Event, Gap, PageBatch
 from vmstream.transport.source import OpenSource, Window

@@ -22,7 +22,7 @@ from tests.truth import channel_names, fixture_file, load_manifest, open_fixture
 from vmstream.ops.channels import Channels
 from vmstream.ops.records import KINDS, Records
 from vmstream.report.jsonout import record
-from vmstream.report.models import RECORDS_SCHEMA, RecordReport
+from vmstream.report.models.records import RECORDS_SCHEMA, RecordReport
 from vmstream.transport.source import OpenSource, Source
 
 PAGE = 4096

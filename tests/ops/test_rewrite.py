@@ -18,7 +18,7 @@ from vmstream.container.open import OpenStream
 from vmstream.errors import OutputError, StreamError
 from vmstream.ops.edits import RewriteOptions
 from vmstream.ops.rewrite import rewrite
-from vmstream.report.models import RewriteReport
+from vmstream.report.models.rewrite import RewriteReport
 
 
 def rewritten(path: Path, **options: Any) -> tuple[RewriteReport, int]:

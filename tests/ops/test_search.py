@@ -17,7 +17,7 @@ from vmstream.errors import OutputError
 from vmstream.ops import search as module
 from vmstream.ops.memory import GuestMemory
 from vmstream.ops.search import LONGEST, Needle, expression, literal, search
-from vmstream.report.models import HitReport
+from vmstream.report.models.search import HitReport
 
 PAGE = 4096
 MIB = 1 << 20

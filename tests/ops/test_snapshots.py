@@ -11,7 +11,7 @@ from tests.qcow2images import Saved, build
 from tests.truth import qcow2_file, qcow2_names
 from vmstream.errors import FormatError
 from vmstream.ops.snapshots import snapshots
-from vmstream.report.models import SnapshotsReport
+from vmstream.report.models.snapshots import SnapshotsReport
 from vmstream.transport.source import OpenSource
 
 

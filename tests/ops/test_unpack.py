@@ -22,7 +22,7 @@ from vmstream.container.open import OpenStream
 from vmstream.errors import OutputError, StreamError, UnsupportedError
 from vmstream.ops.channels import Channels
 from vmstream.ops.unpack import UnpackOptions, unpack
-from vmstream.report.models import UnpackReport
+from vmstream.report.models.unpack import UnpackReport
 
 PAGE = 4096
 BROKEN = [n for n in fixture_names() if n.startswith("interrupted")]

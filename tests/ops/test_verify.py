@@ -18,7 +18,7 @@ from tests.truth import channel_names, fixture_file, fixture_names, open_fixture
 from vmstream.errors import OutputError
 from vmstream.ops.channels import Channels
 from vmstream.ops.verify import verify
-from vmstream.report.models import VerifyReport
+from vmstream.report.models.verify import VerifyReport
 
 PAGE = 4096
 BODY = bytes(range(256)) * 16

@@ -19,7 +19,7 @@ from vmstream.errors import AddressError, LimitError, OutputError
 from vmstream.ops.channels import Channels
 from vmstream.ops.memory import MemoryOptions
 from vmstream.ops.versions import differences, page_of, page_versions, write_superseded
-from vmstream.report.models import HistoryReport, VersionReport
+from vmstream.report.models.history import HistoryReport, VersionReport
 
 
 def versions_of(path: Path, block: str, offset: int, **options: int) -> list[VersionReport]:

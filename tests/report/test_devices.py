@@ -8,7 +8,7 @@ from tests.decoding import BytesSource
 from tests.truth import open_fixture
 from vmstream.ops.devices import cpus_report, devices_report, find, read_devices
 from vmstream.report.devices import render_cpus, render_devices
-from vmstream.report.models import DevicesReport, NodeReport
+from vmstream.report.models.devices import DevicesReport, NodeReport
 from vmstream.report.render import console
 
 

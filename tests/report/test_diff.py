@@ -5,7 +5,7 @@ from __future__ import annotations
 import io
 
 from vmstream.report.diff import render_diff
-from vmstream.report.models import (
+from vmstream.report.models.diff import (
     DiffBlock,
     DiffFact,
     DiffField,

@@ -5,7 +5,7 @@ from __future__ import annotations
 import io
 
 from vmstream.report.findings import render_verify
-from vmstream.report.models import VERIFY_SCHEMA, FindingReport, HashedFile, VerifyReport
+from vmstream.report.models.verify import VERIFY_SCHEMA, FindingReport, HashedFile, VerifyReport
 from vmstream.report.render import console
 
 

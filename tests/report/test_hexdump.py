@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from vmstream.report.hexdump import hexdump, hit_line
-from vmstream.report.models import SEARCH_SCHEMA, HitReport
+from vmstream.report.models.search import SEARCH_SCHEMA, HitReport
 
 
 def test_lines() -> None:

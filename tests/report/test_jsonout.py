@@ -8,7 +8,8 @@ import json
 import pytest
 
 from vmstream.report.jsonout import dumps, record
-from vmstream.report.models import RECORDS_SCHEMA, PageCounts, RecordReport
+from vmstream.report.models.pages import PageCounts
+from vmstream.report.models.records import RECORDS_SCHEMA, RecordReport
 
 
 def test_dumps_of_a_dataclass() -> None:

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import base64
-import dataclasses
+import importlib
 import json
+import pkgutil
 import re
 import subprocess
 import sys
@@ -30,6 +31,10 @@ from vmstream.ops.records import Records
 from vmstream.ops.snapshots import snapshots
 from vmstream.report import models
 from vmstream.report.jsonout import dumps, record
+from vmstream.report.models.extract import BLOCKS_SCHEMA, EXTRACT_SCHEMA
+from vmstream.report.models.extract_block import EXTRACT_BLOCK_SCHEMA
+from vmstream.report.models.inspect import INSPECT_SCHEMA
+from vmstream.report.models.names import in_full, readable
 from vmstream.transport.source import OpenSource
 
 SCHEMAS = ROOT / "docs" / "schema"
@@ -117,7 +122,7 @@ def test_inspect_of_odd_streams(name: str) -> None:
     report, _ = inspect(BytesSource(data))
     found = json.loads(dumps(report))
     validator("inspect").validate(found)
-    assert found["schema"] == models.INSPECT_SCHEMA == "vmstream.inspect/1"
+    assert found["schema"] == INSPECT_SCHEMA == "vmstream.inspect/1"
     assert found["anomaly_count"] == len(found["anomalies"])
 
 
@@ -160,11 +165,11 @@ def test_extract(name: str, options: dict[str, Any], tmp_path: Path) -> None:
         told = json.loads(account.read_text())
         check.validate(told)
         assert told == json.loads(dumps(report))
-        assert told["schema"] == models.EXTRACT_SCHEMA == "vmstream.extract-ram/1"
+        assert told["schema"] == EXTRACT_SCHEMA == "vmstream.extract-ram/1"
     if everything:
         told = json.loads((tmp_path / "out" / "manifest.json").read_text())
         validator("blocks").validate(told)
-        assert told["schema"] == models.BLOCKS_SCHEMA == "vmstream.blocks/1"
+        assert told["schema"] == BLOCKS_SCHEMA == "vmstream.blocks/1"
 
 
 @settings(deadline=None, max_examples=20)
@@ -185,7 +190,7 @@ def test_extract_block(partial: bool, tmp_path: Path) -> None:
         report, _ = extract_block(source, options)
     found = json.loads(dumps(report))
     validator("extract-block").validate(found)
-    assert found["schema"] == models.EXTRACT_BLOCK_SCHEMA == "vmstream.extract-block/1"
+    assert found["schema"] == EXTRACT_BLOCK_SCHEMA == "vmstream.extract-block/1"
     assert found["partial"] == partial
 
 
@@ -246,9 +251,10 @@ def test_the_check_fails_on_drift(tmp_path: Path) -> None:
 
 def documents() -> list[type]:
     return [
-        found
-        for found in vars(models).values()
-        if isinstance(found, type) and dataclasses.is_dataclass(found)
+        value
+        for module in pkgutil.iter_modules(models.__path__, f"{models.__name__}.")
+        for value in vars(importlib.import_module(module.name)).values()
+        if isinstance(value, type) and value.__module__ == module.name
     ]
 
 
@@ -275,15 +281,15 @@ def test_documents_are_plain_values(cls: type) -> None:
     ],
 )
 def test_readable(name: bytes, text: str) -> None:
-    assert models.readable(name) == text
-    full = models.in_full(name)
+    assert readable(name) == text
+    full = in_full(name)
     assert (full is None) == (text.encode() == name)
 
 
 def test_in_full_gives_it_back() -> None:
     for name in (b"\xff", b"a\x80b", bytes(range(256))[:255]):
-        full = models.in_full(name)
+        full = in_full(name)
         assert full is not None
         assert base64.b64decode(full) == name
     # What looks like an escape, but is the name itself, is plain text.
-    assert models.in_full(rb"\xff") is None
+    assert in_full(rb"\xff") is None

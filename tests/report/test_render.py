@@ -21,7 +21,7 @@ from vmstream.ops.extract_block import BlockOptions, extract_block
 from vmstream.ops.inspect import inspect
 from vmstream.ops.records import Records
 from vmstream.ops.snapshots import snapshots
-from vmstream.report.models import InspectReport
+from vmstream.report.models.inspect import InspectReport
 from vmstream.report.render import (
     clock_text,
     console,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from vmstream.report.models import ByteRange, VersionReport
+from vmstream.report.models.history import ByteRange, VersionReport
 from vmstream.report.versions import version_lines
 
 FIRST = VersionReport(

@@ -22,7 +22,7 @@ from vmstream.cli.options import (
 
 if TYPE_CHECKING:
     from vmstream.ops.convergence import History
-    from vmstream.report.models import VersionReport
+    from vmstream.report.models.history import VersionReport
 
 _EPILOG = """\b
 Examples:

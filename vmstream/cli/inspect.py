@@ -86,5 +86,5 @@ def command(
         from vmstream.report.render import render_inspect
 
         render_inspect(report, devices=devices, sections=sections, passes=passes)
-    tell_error(report)
+    tell_error(report.anomalies)
     return code

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import re
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -15,13 +15,14 @@ from vmstream.container.open import MAX_LAYERS, OpenStream
 from vmstream.errors import EXIT_FINDINGS, printable
 from vmstream.ops.channels import Channels
 from vmstream.ops.pipeline import Progress
-from vmstream.report.models import InspectReport, VerifyReport
 from vmstream.wire.constants import TARGET_PAGE_SIZES
 
 if TYPE_CHECKING:
     from vmstream.guest.devices import DeviceTree
     from vmstream.ops.memory import GuestMemory, MemoryOptions
     from vmstream.ops.virtual import VirtualMemory
+    from vmstream.report.models.anomalies import AnomalyReport
+    from vmstream.report.models.verify import FindingReport
 
 stream_argument = click.argument("stream", metavar="STREAM")
 json_option = click.option("--json", "as_json", is_flag=True, help="JSON on standard output.")
@@ -282,9 +283,8 @@ def progress_bar(what: str) -> Iterator[Progress | None]:
         yield lambda offset, size: bar.update(task, completed=offset, total=size)
 
 
-def tell_error(report: InspectReport | VerifyReport) -> None:
+def tell_error(found: Sequence[AnomalyReport | FindingReport]) -> None:
     """Repeat the first error of a report on stderr, where a pipe's user sees it."""
-    found = report.findings if isinstance(report, VerifyReport) else report.anomalies
     first = next((a for a in found if a.severity == "error"), None)
     if first is not None:
         click.echo(f"vmstream: {first.message}", err=True)

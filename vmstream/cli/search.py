@@ -17,7 +17,7 @@ from vmstream.cli.options import (
 )
 
 if TYPE_CHECKING:
-    from vmstream.report.models import HitReport
+    from vmstream.report.models.search import HitReport
 
 _EPILOG = """\b
 Examples:

@@ -94,5 +94,5 @@ def command(
         from vmstream.report.findings import render_verify
 
         render_verify(report)
-    tell_error(report)
+    tell_error(report.findings)
     return code

@@ -21,7 +21,8 @@ from vmstream.integrations.qmp import Monitor, RefusedError
 from vmstream.ops.encode import STANDARD_OUTPUT
 from vmstream.ops.inspect import inspect
 from vmstream.ops.pipeline import Progress
-from vmstream.report.models import CAPTURE_SCHEMA, CaptureReport, InspectReport, SettingReport
+from vmstream.report.models.capture import CAPTURE_SCHEMA, CaptureReport, SettingReport
+from vmstream.report.models.inspect import InspectReport
 from vmstream.transport.pump import Pump
 from vmstream.transport.signals import Deferred
 from vmstream.transport.sink import OutputFile, StandardOutput

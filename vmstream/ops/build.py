@@ -30,7 +30,7 @@ from vmstream.ops.manifest import (
     parse_manifest,
 )
 from vmstream.ops.pipeline import Progress
-from vmstream.report import models
+from vmstream.report.models.unpack import BUILD_SCHEMA, BuildReport, UnpackedBlock, UnpackedSection
 from vmstream.stream.events import Configuration, RAMBlock
 from vmstream.stream.limits import check_ram
 from vmstream.stream.writer import StreamWriter
@@ -164,7 +164,7 @@ def _data(
 class _Section:
     """A section of the manifest, checked, and its body."""
 
-    said: models.UnpackedSection
+    said: UnpackedSection
     idstr: bytes
     state: bytes = b""
     file: SavedFile | None = None
@@ -260,7 +260,7 @@ class _Stream:
         unsent = [b.unsent for b in said]
         return BlockFiles(tuple(blocks), self.manifest.page_size, files, unsent)
 
-    def _check_unsent(self, where: str, block: models.UnpackedBlock) -> None:
+    def _check_unsent(self, where: str, block: UnpackedBlock) -> None:
         at = 0
         for given in block.unsent:
             if len(given) != 2 or given[0] % self.manifest.page_size or given[0] < at:
@@ -319,7 +319,7 @@ class _Stream:
             raise self.wrong("sections", "'ram' has a start and an end behind it, and each once")
         return found
 
-    def _file_name(self, where: str, section: models.UnpackedSection) -> str:
+    def _file_name(self, where: str, section: UnpackedSection) -> str:
         if section.file is None:
             raise self.wrong(f"{where}.file", "is the name of a file")
         return section.file
@@ -417,9 +417,7 @@ class _Stream:
             at += done
 
 
-def build(
-    path: Path, options: BuildOptions, progress: Progress | None = None
-) -> models.BuildReport:
+def build(path: Path, options: BuildOptions, progress: Progress | None = None) -> BuildReport:
     """Write a stream from a directory.
 
     Args:
@@ -458,8 +456,8 @@ def build(
         stream.write(out, progress, bodies=True)
         if isinstance(target, OutputFile):
             target.commit()
-    return models.BuildReport(
-        schema=models.BUILD_SCHEMA,
+    return BuildReport(
+        schema=BUILD_SCHEMA,
         tool=f"vmstream {__version__}",
         input=str(path),
         output=str(options.output),

@@ -20,13 +20,9 @@ from vmstream.container.open import OpenStream
 from vmstream.errors import FormatError, IntegrityError, StreamError, TruncatedError
 from vmstream.guest.multifd import compression_of
 from vmstream.ops.feed import feed
-from vmstream.report.models import (
-    ChannelReport,
-    DeviceStateReport,
-    PageCounts,
-    in_full,
-    readable,
-)
+from vmstream.report.models.channels import ChannelReport, DeviceStateReport
+from vmstream.report.models.names import in_full, readable
+from vmstream.report.models.pages import PageCounts
 from vmstream.stream.channel import (
     CHANNEL_HEAD,
     MultiFDDecoder,

@@ -19,8 +19,8 @@ from vmstream.ops.devices import Devices, is_static, load_static
 from vmstream.ops.inspect import SectionSummary, Summary
 from vmstream.ops.pipeline import Progress, run
 from vmstream.ops.quick import quick_events
-from vmstream.report import models
-from vmstream.report.models import CheckFinding
+from vmstream.report.models.check import CHECK_SCHEMA, CheckFinding, CheckReport
+from vmstream.report.models.names import readable
 from vmstream.stream.decoder import Decoder
 from vmstream.transport.source import Source
 
@@ -84,7 +84,7 @@ def check(
     page_size: int | None = None,
     max_ram: int | None = None,
     progress: Progress | None = None,
-) -> tuple[models.CheckReport, int]:
+) -> tuple[CheckReport, int]:
     """Say whether a destination loads a stream.
 
     Args:
@@ -125,8 +125,8 @@ def check(
         ]
     effects = {f.effect for f in found}
     verdict = "refused" if "refused" in effects else "doubtful" if "doubt" in effects else "loads"
-    report = models.CheckReport(
-        schema=models.CHECK_SCHEMA,
+    report = CheckReport(
+        schema=CHECK_SCHEMA,
         input=source.name,
         against=against.name,
         against_kind=kind,
@@ -179,7 +179,7 @@ def _configuration(summary: Summary, other: Summary) -> Iterator[CheckFinding]:
         received, local_state = (
             "on" if name in config.capabilities else "off" for config in (mine, its)
         )
-        text = models.readable(name)
+        text = readable(name)
         line = f"Capability {text} is {local_state}, but received capability is {received}"
         yield CheckFinding(
             "refused",
@@ -209,7 +209,7 @@ def _blocks(summary: Summary, other: Summary) -> Iterator[CheckFinding]:
     offsets = block_offsets(summary)
     ram = _state_failed("ram", 0)
     for block in summary.blocks:
-        name, at = models.readable(block.idstr), offsets[block.idstr]
+        name, at = readable(block.idstr), offsets[block.idstr]
         there = its.pop(block.idstr, None)
         if there is None:
             yield CheckFinding(
@@ -240,7 +240,7 @@ def _blocks(summary: Summary, other: Summary) -> Iterator[CheckFinding]:
                 "nothing" if resized else "start the destination with the same size (-m, size=)",
             )
     for left in its.values():
-        name = models.readable(left.idstr)
+        name = readable(left.idstr)
         yield CheckFinding(
             "doubt",
             "ram-block-kept",
@@ -261,15 +261,15 @@ def _state_failed(idstr: str, instance: int, last: str = INVALID) -> list[str]:
 
 
 def _last(idstr: bytes) -> str:
-    return models.readable(idstr).rpartition("/")[2]
+    return readable(idstr).rpartition("/")[2]
 
 
 def _by_hand(section: SectionSummary, schema: StaticSchema) -> bool:
-    return not schema.named(models.readable(section.start.idstr))
+    return not schema.named(readable(section.start.idstr))
 
 
 def _version(section: SectionSummary, newest: int, source: str) -> CheckFinding:
-    start, name = section.start, models.readable(section.start.idstr)
+    start, name = section.start, readable(section.start.idstr)
     line = f"savevm: unsupported version {start.version_id} for '{name}' v{newest}"
     return CheckFinding(
         "refused",
@@ -284,7 +284,7 @@ def _version(section: SectionSummary, newest: int, source: str) -> CheckFinding:
 
 
 def _unknown(section: SectionSummary, effect: str, why: str, source: str) -> CheckFinding:
-    start, name = section.start, models.readable(section.start.idstr)
+    start, name = section.start, readable(section.start.idstr)
     line = (
         f"Unknown savevm section or instance '{name}' {start.instance_id}. Make sure that your "
         "current VM setup matches your saved VM setup, including any hotplugged devices"
@@ -306,7 +306,7 @@ def _against_static(seen: _Stream, schema: StaticSchema) -> Iterator[CheckFindin
     bodies = {s.offset: (s, node) for s, node in _pairs(seen.devices)}
     for section in seen.summary.sections:
         start = section.start
-        kinds = schema.named(models.readable(start.idstr))
+        kinds = schema.named(readable(start.idstr))
         if not kinds:
             if _last(start.idstr) not in _BY_HAND:
                 why = "no device type of that name is in the file"
@@ -333,7 +333,7 @@ def _number(kind: Mapping[str, Any], key: str) -> int:
 
 
 def _too_old(section: SectionSummary, vmsd: str, oldest: int) -> CheckFinding:
-    start, name = section.start, models.readable(section.start.idstr)
+    start, name = section.start, readable(section.start.idstr)
     line = (
         f"{vmsd}: incoming version_id {start.version_id} is too old for local minimum "
         f"version_id  {oldest}"
@@ -358,7 +358,7 @@ def _layout(
     body: Section,
     node: Node,
 ) -> Iterator[CheckFinding]:
-    start, name = section.start, models.readable(section.start.idstr)
+    start, name = section.start, readable(section.start.idstr)
     path = f"{name}[{start.instance_id}]"
     known = {str(s.get("name")) for k in kinds for s in k.get("Subsections", ())}
     lost = [c for c in node.children if c.type == "subsection" and c.name not in known]
@@ -415,7 +415,7 @@ def _sections(seen: _Stream, other: _Stream) -> Iterator[CheckFinding]:
                 "doubt",
                 "version-older",
                 section.body_offset - 4,
-                f"{models.readable(key[0])}[{key[1]}]",
+                f"{readable(key[0])}[{key[1]}]",
                 f"version {section.start.version_id}, the destination writes "
                 f"{there.start.version_id}: whether it reads the older one is not in a stream",
                 "inferred",
@@ -423,7 +423,7 @@ def _sections(seen: _Stream, other: _Stream) -> Iterator[CheckFinding]:
                 "check against -dump-vmstate of the destination, which says",
             )
     for idstr, instance in its:
-        name = f"{models.readable(idstr)}[{instance}]"
+        name = f"{readable(idstr)}[{instance}]"
         yield CheckFinding(
             "doubt",
             "section-kept",

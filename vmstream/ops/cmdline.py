@@ -14,7 +14,7 @@ from vmstream.ops.devices import Devices
 from vmstream.ops.extract import MapEvidence
 from vmstream.ops.pipeline import Progress, run
 from vmstream.ops.quick import quick_events
-from vmstream.report import models
+from vmstream.report.models.cmdline import CMDLINE_SCHEMA, ArgumentReport, CmdlineReport
 from vmstream.stream.decoder import Decoder
 from vmstream.stream.events import Configuration, Event
 from vmstream.transport.source import Source
@@ -82,7 +82,7 @@ def read_stated(
     return found
 
 
-def cmdline_report(source: Source, found: Stated, container: Container) -> models.CmdlineReport:
+def cmdline_report(source: Source, found: Stated, container: Container) -> CmdlineReport:
     """Make the document.
 
     Raises:
@@ -98,10 +98,10 @@ def cmdline_report(source: Source, found: Stated, container: Container) -> model
     if incoming is None:
         plain = not container.layers
         incoming = f"exec:cat {shlex.quote(source.name)}" if plain and source.seekable else "defer"
-    words = [models.ArgumentReport(list(a.words), a.source, a.reason) for a in line.arguments]
-    words.append(models.ArgumentReport(["-incoming", incoming], "inferred", "to load the stream"))
-    return models.CmdlineReport(
-        models.CMDLINE_SCHEMA,
+    words = [ArgumentReport(list(a.words), a.source, a.reason) for a in line.arguments]
+    words.append(ArgumentReport(["-incoming", incoming], "inferred", "to load the stream"))
+    return CmdlineReport(
+        CMDLINE_SCHEMA,
         source.name,
         found.machine,
         line.emulator,
@@ -117,7 +117,7 @@ def cmdline_report(source: Source, found: Stated, container: Container) -> model
 _UNPRINTABLE = re.compile(r"[^ -~]")
 
 
-def shell_lines(report: models.CmdlineReport) -> Iterator[str]:
+def shell_lines(report: CmdlineReport) -> Iterator[str]:
     """Yield the command as lines for a shell, each but the last ending in a backslash."""
     rows = [report.emulator]
     rows += [" ".join(map(_quoted, argument.words)) for argument in report.arguments]
@@ -130,7 +130,7 @@ def _quoted(word: str) -> str:
     return shlex.quote(_UNPRINTABLE.sub("?", word))
 
 
-def told(report: models.CmdlineReport) -> Iterator[str]:
+def told(report: CmdlineReport) -> Iterator[str]:
     """Yield what is to be known beside the command, a line each."""
     yield from report.notes
     for name in report.unknown:

@@ -17,7 +17,13 @@ from vmstream.ops.inspect import Summary, page_counts
 from vmstream.ops.pages import PageFold
 from vmstream.ops.passes import PassNumbers
 from vmstream.ops.pipeline import Consumer, Progress, run
-from vmstream.report import models
+from vmstream.report.models.history import (
+    HISTORY_SCHEMA,
+    HistoryPassReport,
+    HistoryReport,
+    SentPageReport,
+)
+from vmstream.report.models.names import in_full, readable
 from vmstream.stream.decoder import Decoder
 from vmstream.stream.events import (
     ChannelEvent,
@@ -204,9 +210,7 @@ class History:
         superseded: Versions of pages that were sent again.
     """
 
-    def __init__(
-        self, report: models.HistoryReport, code: int, found: PhysicalMap | OutputError
-    ) -> None:
+    def __init__(self, report: HistoryReport, code: int, found: PhysicalMap | OutputError) -> None:
         self.report = report
         self.exit_code = code
         self.map = found
@@ -300,14 +304,14 @@ def _report(
     sent: Sent,
     found: PhysicalMap | OutputError,
     top: int,
-) -> models.HistoryReport:
+) -> HistoryReport:
     coverage = summary.coverage
     passes = coverage.passes if coverage is not None else []
     told_by = "wire" if coverage is not None and coverage.rounds else "inferred"
     blocks = summary.coverage_blocks()
     size, last = opened.source.size, sent.last_counts()
-    return models.HistoryReport(
-        schema=models.HISTORY_SCHEMA,
+    return HistoryReport(
+        schema=HISTORY_SCHEMA,
         input=opened.source.name,
         size=summary.end if size is None else size,
         complete=summary.complete,
@@ -317,7 +321,7 @@ def _report(
         pages_sent=sum(int(np.count_nonzero(times)) for times in sent.times),
         records=sum(int(times.sum(dtype=np.int64)) for times in sent.times),
         passes=[
-            models.HistoryPassReport(
+            HistoryPassReport(
                 i, p.offset, page_counts(p.records), p.wire_bytes, told_by,
                 sent.first.get(i, 0), last[i],
             )
@@ -325,12 +329,12 @@ def _report(
         ],
         pass_count=coverage.pass_count if coverage is not None else 0,
         top=[
-            models.SentPageReport(
-                models.readable(idstr := summary.blocks[block].idstr),
+            SentPageReport(
+                readable(idstr := summary.blocks[block].idstr),
                 offset,
                 address_of(found, block, offset),
                 times,
-                models.in_full(idstr),
+                in_full(idstr),
             )
             for block, offset, times in sent.top(top)
         ],

@@ -15,7 +15,9 @@ from vmstream.ops.edits import Editing, RewriteOptions
 from vmstream.ops.encode import STANDARD_OUTPUT, compression_of
 from vmstream.ops.pipeline import Progress
 from vmstream.ops.rewrite import rewrite
-from vmstream.report import models
+from vmstream.report.models.extract import ChannelInput
+from vmstream.report.models.names import readable
+from vmstream.report.models.rewrite import CONVERT_SCHEMA, ConvertReport
 from vmstream.transport.sink import Output
 from vmstream.transport.source import Source, read_small
 from vmstream.wire.constants import MAX_SAVE_XML, QEMU_SAVE_FORMATS
@@ -103,7 +105,7 @@ def convert(
     progress: Progress | None = None,
     container: Container | None = None,
     channels: Channels | None = None,
-) -> tuple[models.ConvertReport, int]:
+) -> tuple[ConvertReport, int]:
     """Write a stream as another kind of file: each page once, and the device state to the byte.
 
     Args:
@@ -155,16 +157,16 @@ def convert(
     )
     report, code = rewrite(source, edits, progress, container, channels, around)
     made = {f.name: getattr(report, f.name) for f in fields(report)}
-    made |= {"schema": models.CONVERT_SCHEMA, "output": str(options.output)}
-    return models.ConvertReport(
+    made |= {"schema": CONVERT_SCHEMA, "output": str(options.output)}
+    return ConvertReport(
         **made,
         to=to,
         compression=codec,
-        capabilities=[models.readable(c) for c in around.capabilities],
+        capabilities=[readable(c) for c in around.capabilities],
         stream_offset=around.offset,
         stream_size=around.size,
         channels=[
-            models.ChannelInput(c.name, c.opened.source.size or c.end, None)
+            ChannelInput(c.name, c.opened.source.size or c.end, None)
             for c in (channels.list if channels is not None else ())
         ],
     ), code

@@ -13,7 +13,9 @@ from vmstream.guest.schema import MAX_SCHEMA, StaticSchema
 from vmstream.guest.values import TEXTS
 from vmstream.ops.pipeline import Findings, Progress, run
 from vmstream.ops.quick import quick_events
-from vmstream.report import models
+from vmstream.report.models.cpus import CPUS_SCHEMA, CPUReport, CPUsReport
+from vmstream.report.models.devices import DEVICES_SCHEMA, DevicesReport, NodeReport
+from vmstream.report.models.names import readable
 from vmstream.stream.decoder import Decoder
 from vmstream.stream.events import (
     Anomaly,
@@ -93,7 +95,7 @@ class Devices:
                     )
                 )
         elif isinstance(event, Configuration):
-            self.machine = models.readable(event.name)
+            self.machine = readable(event.name)
             self.configuration = event
         elif isinstance(event, VMDescription):
             self.text = event.text
@@ -234,14 +236,14 @@ def find(found: Devices, pattern: str, name: str, tree: DeviceTree | None = None
 
 def devices_report(
     source: Source, found: Devices, nodes: Iterable[Node], *, deep: bool = True
-) -> models.DevicesReport:
+) -> DevicesReport:
     """Make the document of nodes and, if `deep`, all that is in them."""
-    listed: dict[str, models.NodeReport] = {}
+    listed: dict[str, NodeReport] = {}
     for top in nodes:
         for node in _walk(top) if deep else (top,):
             listed.setdefault(node.path, node_report(node))
-    return models.DevicesReport(
-        models.DEVICES_SCHEMA,
+    return DevicesReport(
+        DEVICES_SCHEMA,
         source.name,
         found.machine,
         found.described,
@@ -305,10 +307,10 @@ def _plain(node: Node, *, as_hex: bool) -> str | None:
     return "null" if node.type == "nullptr" else None
 
 
-def node_report(node: Node) -> models.NodeReport:
+def node_report(node: Node) -> NodeReport:
     """Account for one node."""
     value = node.value
-    return models.NodeReport(
+    return NodeReport(
         node.path,
         node.type,
         node.offset,
@@ -319,14 +321,14 @@ def node_report(node: Node) -> models.NodeReport:
     )
 
 
-def cpus_report(source: Source, found: Devices) -> models.CPUsReport:
+def cpus_report(source: Source, found: Devices) -> CPUsReport:
     """Make the document of the CPUs.
 
     Raises:
         OutputError: There is none whose registers are known.
     """
     listed = [
-        models.CPUReport(c.instance_id, c.architecture, c.mode, list(c.flags), c.halted, c.groups)
+        CPUReport(c.instance_id, c.architecture, c.mode, list(c.flags), c.halted, c.groups)
         for c in cpus(found.tree)
     ]
     if not listed:
@@ -338,6 +340,4 @@ def cpus_report(source: Source, found: Devices) -> models.CPUsReport:
             if found.static is not None:
                 why += ", not what -dump-vmstate writes, which has no registers"
         raise OutputError(f"{source.name}: no CPU to show: {why}")
-    return models.CPUsReport(
-        models.CPUS_SCHEMA, source.name, found.machine, listed, found.findings.report()
-    )
+    return CPUsReport(CPUS_SCHEMA, source.name, found.machine, listed, found.findings.report())

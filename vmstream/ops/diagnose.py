@@ -18,8 +18,8 @@ from vmstream.ops.check import block_offsets
 from vmstream.ops.inspect import SectionSummary
 from vmstream.ops.pipeline import Progress
 from vmstream.ops.verify import Verified, examine
-from vmstream.report import models
-from vmstream.report.models import CauseReport
+from vmstream.report.models.diagnose import DIAGNOSE_SCHEMA, CauseReport, DiagnoseReport
+from vmstream.report.models.names import readable
 from vmstream.transport.source import Source
 
 # Bytes of a log, and messages of it that are explained.
@@ -56,7 +56,7 @@ class _Log:
         """The section of a name, as QEMU prints it."""
         for section in self.seen.summary.sections:
             start = section.start
-            if models.readable(start.idstr) == idstr and instance in (None, start.instance_id):
+            if readable(start.idstr) == idstr and instance in (None, start.instance_id):
                 return section
         return None
 
@@ -305,7 +305,7 @@ def diagnose(
     container: Container | None = None,
     channels: Channels | None = None,
     max_ram: int | None = None,
-) -> tuple[models.DiagnoseReport, int]:
+) -> tuple[DiagnoseReport, int]:
     """Explain the messages of a QEMU that did not load a stream.
 
     Args:
@@ -335,7 +335,7 @@ def diagnose(
     error = seen.summary.findings.error
     if not causes and error is not None and not seen.summary.read:
         raise error
-    report = models.DiagnoseReport(models.DIAGNOSE_SCHEMA, source.name, causes)
+    report = DiagnoseReport(DIAGNOSE_SCHEMA, source.name, causes)
     return report, EXIT_OK if causes else EXIT_FINDINGS
 
 

@@ -17,7 +17,16 @@ from vmstream.ops.devices import Devices, read_devices
 from vmstream.ops.diffram import Comparable, compare, two_streams, with_image
 from vmstream.ops.memory import GuestMemory, MemoryOptions, index_memory
 from vmstream.ops.pipeline import Findings, Progress, events
-from vmstream.report import models
+from vmstream.report.models.diff import (
+    DIFF_SCHEMA,
+    DiffFact,
+    DiffField,
+    DiffInput,
+    DiffRegister,
+    DiffReport,
+    DiffSection,
+)
+from vmstream.report.models.names import readable
 from vmstream.stream.decoder import Decoder
 from vmstream.stream.events import Event
 from vmstream.transport.source import RandomAccess, Source
@@ -87,10 +96,10 @@ class _Side:
             found.on(anomaly)
         return found
 
-    def report(self, tree: DeviceTree | None) -> models.DiffInput:
+    def report(self, tree: DeviceTree | None) -> DiffInput:
         """Account for it."""
         devices = self.devices
-        return models.DiffInput(
+        return DiffInput(
             self.name,
             "stream" if self.image is None else self.image[0].format,
             None if devices is None else devices.machine,
@@ -106,7 +115,7 @@ def diff(
     options: DiffOptions,
     channels: tuple[Channels | None, Channels | None] = (None, None),
     progress: Callable[[str], Progress | None] = lambda _what: None,
-) -> tuple[models.DiffReport, int]:
+) -> tuple[DiffReport, int]:
     """Compare two inputs; at least one is a stream, the other can be a file of guest memory.
 
     Args:
@@ -205,7 +214,7 @@ def _image(source: Source) -> tuple[Image, RandomAccess] | None:
 
 def _report(
     a: _Side, b: _Side, options: DiffOptions, progress: Progress | None
-) -> tuple[models.DiffReport, int]:
+) -> tuple[DiffReport, int]:
     found = _Found(options.ignore)
     trees = None
     if options.devices and a.devices is not None and b.devices is not None:
@@ -225,8 +234,8 @@ def _report(
         unequal = these.unequal or ram.pages > 0
     told = [f for f in found.told if not f.transport]
     same = not (told or found.changed or found.field_count or found.register_count or unequal)
-    report = models.DiffReport(
-        models.DIFF_SCHEMA,
+    report = DiffReport(
+        DIFF_SCHEMA,
         f"vmstream {__version__}",
         a.report(trees[0] if trees else None),
         b.report(trees[1] if trees else None),
@@ -273,11 +282,11 @@ class _Found:
 
     def __init__(self, ignore: Sequence[str]) -> None:
         self._ignore = [path_pattern(p) for p in ignore]
-        self.told: list[models.DiffFact] = []
-        self.changed: list[models.DiffSection] = []
-        self.fields: list[models.DiffField] = []
+        self.told: list[DiffFact] = []
+        self.changed: list[DiffSection] = []
+        self.fields: list[DiffField] = []
         self.field_count = self.clock_count = self.ignored_count = 0
-        self.registers: list[models.DiffRegister] = []
+        self.registers: list[DiffRegister] = []
         self.register_count = 0
         self.common: int | None = None
         self.live_left_out: list[str] = []
@@ -289,7 +298,7 @@ class _Found:
         uuids = [c.uuid.hex() if c is not None and c.uuid else None for c in (ours, theirs)]
         self.fact("uuid", *uuids)
         names = [
-            None if c is None else ", ".join(sorted(map(models.readable, c.capabilities))) or None
+            None if c is None else ", ".join(sorted(map(readable, c.capabilities))) or None
             for c in (ours, theirs)
         ]
         self.fact("capabilities", *names, transport=True)
@@ -297,7 +306,7 @@ class _Found:
     def fact(self, name: str, a: str | None, b: str | None, *, transport: bool = False) -> None:
         """Compare one."""
         if a != b:
-            self.told.append(models.DiffFact(name, transport, a, b))
+            self.told.append(DiffFact(name, transport, a, b))
 
     def sections(self, a: DeviceTree, b: DeviceTree) -> None:
         """Compare the device sections, by name and instance."""
@@ -316,7 +325,7 @@ class _Found:
     def live(self, a: Devices, b: Devices) -> None:
         """Compare which iterable sections there are; their content is not compared."""
         ours, theirs = (
-            {f"{models.readable(s.idstr)}[{s.instance_id}]": s.version_id for s in side.live}
+            {f"{readable(s.idstr)}[{s.instance_id}]": s.version_id for s in side.live}
             for side in (a, b)
         )
         for path in dict.fromkeys([*ours, *theirs]):
@@ -338,7 +347,7 @@ class _Found:
                     self.register_count += 1
                     if len(self.registers) < MAX_REGISTERS:
                         values = one.get(name), two.get(name)
-                        self.registers.append(models.DiffRegister(number, name, *values))
+                        self.registers.append(DiffRegister(number, name, *values))
 
     def _section(self, path: str, a: Node | None, b: Node | None) -> None:
         if a is None or b is None or a.version != b.version:
@@ -356,7 +365,7 @@ class _Found:
             self.ignored_count += 1
             return
         status = "added" if versions[0] is None else "removed" if versions[1] is None else "version"
-        self.changed.append(models.DiffSection(path, status, *versions, *sizes))
+        self.changed.append(DiffSection(path, status, *versions, *sizes))
 
     # Fields of two nodes of one name whose bytes differ.
     def _pair(self, a: Node, b: Node) -> None:
@@ -409,11 +418,9 @@ def _by_name(nodes: Iterable[Node]) -> dict[tuple[str, int], Node]:
     return found
 
 
-def _field_report(
-    node: Node, a: Node | None, b: Node | None, group: str | None
-) -> models.DiffField:
+def _field_report(node: Node, a: Node | None, b: Node | None, group: str | None) -> DiffField:
     at = _first_shown(a, b)
-    return models.DiffField(
+    return DiffField(
         node.path,
         node.type,
         group,

@@ -15,15 +15,8 @@ from vmstream.guest.imageranges import Image
 from vmstream.guest.physical import PhysicalMap, Region
 from vmstream.ops.memory import GuestMemory, Stretch
 from vmstream.ops.pipeline import Progress
-from vmstream.report.models import (
-    DiffBlock,
-    DiffRAM,
-    DiffRange,
-    DiffRow,
-    DiffRun,
-    in_full,
-    readable,
-)
+from vmstream.report.models.diff import DiffBlock, DiffRAM, DiffRange, DiffRow, DiffRun
+from vmstream.report.models.names import in_full, readable
 from vmstream.stream.events import RAMBlock
 from vmstream.transport.source import RandomAccess
 

@@ -31,7 +31,7 @@ from vmstream.ops.memory import GuestMemory
 from vmstream.ops.pipeline import Consumer, Progress, run
 from vmstream.ops.plain import RAMPlaces, plain_blocks, plain_splices
 from vmstream.ops.splice import Splice, in_order
-from vmstream.report import models
+from vmstream.report.models.names import readable
 from vmstream.stream.decoder import Decoder
 from vmstream.stream.events import (
     Command,
@@ -251,7 +251,7 @@ def check_count(count: int, offset: int) -> None:
 
 
 def _path(start: SectionStart) -> str:
-    return f"{models.readable(start.idstr)}[{start.instance_id}]"
+    return f"{readable(start.idstr)}[{start.instance_id}]"
 
 
 def _matches(pattern: str, path: str) -> bool:
@@ -646,7 +646,7 @@ def _shown(value: object) -> str:
             short = text if text.isascii() and text.isprintable() and text else value.hex()
             return short if len(short) <= 64 else short[:61] + "..."
         case tuple():
-            return ",".join(models.readable(v) for v in value)
+            return ",".join(readable(v) for v in value)
     return str(value)
 
 
@@ -654,8 +654,7 @@ def _shown(value: object) -> str:
 def _differences(mine: Iterable[Section], other: Iterable[Section]) -> list[str]:
     def facts(sections: Iterable[Section]) -> list[tuple[str, int, int]]:
         return [
-            (f"{models.readable(s.idstr)}[{s.instance_id}]", s.version_id, len(s.body))
-            for s in sections
+            (f"{readable(s.idstr)}[{s.instance_id}]", s.version_id, len(s.body)) for s in sections
         ]
 
     ours, theirs = facts(mine), facts(other)

@@ -52,8 +52,21 @@ from vmstream.ops.pages import PageFold, check_complete, check_pages, shared_mem
 from vmstream.ops.passes import UntilPass
 from vmstream.ops.pipeline import Consumer, Progress, run
 from vmstream.ops.quick import quick_events
-from vmstream.report import models
 from vmstream.report.jsonout import dumps
+from vmstream.report.models.containers import LayerReport
+from vmstream.report.models.extract import (
+    BLOCKS_SCHEMA,
+    EXTRACT_SCHEMA,
+    BlockFile,
+    BlocksManifest,
+    ChannelInput,
+    ExtractReport,
+    LayoutReport,
+    OutputReport,
+    RegionReport,
+)
+from vmstream.report.models.names import readable
+from vmstream.report.models.pages import PageCounts
 from vmstream.stream.decoder import Decoder
 from vmstream.stream.events import (
     Event,
@@ -418,7 +431,7 @@ class _Writer(PageFold[RAMImage]):
         if self._options.all_blocks is not None:
             given = {name for name, _ in self._options.shared_blocks}
             for i, covered in enumerate(self._summary.coverage_blocks()):
-                if models.readable(covered.block.idstr) in given:
+                if readable(covered.block.idstr) in given:
                     continue
                 if i in self.files and covered.pages_missing == covered.pages:
                     self.files.pop(i).abort()
@@ -517,7 +530,7 @@ def _check_apart(first: Path, second: Path) -> None:
 
 def find_block(blocks: tuple[RAMBlock, ...], name: str) -> int:
     """Index of the block of this name. Raises OutputError, with the names there are."""
-    names = [models.readable(b.idstr) for b in blocks]
+    names = [readable(b.idstr) for b in blocks]
     if name not in names:
         raise OutputError(f"no block {name!r}; the stream has: {', '.join(names)}")
     return names.index(name)
@@ -546,7 +559,7 @@ def extract(
     progress: Progress | None = None,
     container: Container | None = None,
     channels: Channels | None = None,
-) -> tuple[models.ExtractReport, int]:
+) -> tuple[ExtractReport, int]:
     """Rebuild RAM and write it.
 
     Args:
@@ -630,10 +643,10 @@ def extract(
         outputs = []
         for i, image in list(writer.files.items()):
             block = None if i is None else summary.blocks[i]
-            made = models.OutputReport(
+            made = OutputReport(
                 "-" if to_pipe else str(image.path),
                 image.size,
-                None if block is None else models.readable(block.idstr),
+                None if block is None else readable(block.idstr),
                 image.sha256() if options.manifest is not None else None,
                 options.format if block is None else "raw",
             )
@@ -702,7 +715,7 @@ def _check_whole(
         if stated is not None:
             wanted = [entry.block for entry in stated]
         for covered in summary.coverage_blocks():
-            name = models.readable(covered.block.idstr)
+            name = readable(covered.block.idstr)
             empty = covered.pages_missing == covered.pages
             empty = empty and name not in dict(options.shared_blocks)
             main = wanted is None and _is_ram(summary, covered.block)
@@ -718,16 +731,14 @@ def _check_pass(summary: Summary, number: int) -> None:
         raise OutputError(f"no pass {number} over RAM: the stream has {words}")
 
 
-def _channel_inputs(
-    channels: Channels | None, options: ExtractOptions
-) -> list[models.ChannelInput]:
+def _channel_inputs(channels: Channels | None, options: ExtractOptions) -> list[ChannelInput]:
     hashed = options.manifest is not None
     found = []
     for channel in channels.list if channels is not None else ():
         layers = channel.opened.container.layers
         source = layers[0].source if layers else channel.opened.source
         digest = whole_digest(source) if hashed else None
-        found.append(models.ChannelInput(channel.name, source.size or channel.end, digest))
+        found.append(ChannelInput(channel.name, source.size or channel.end, digest))
     return found
 
 
@@ -735,21 +746,19 @@ def _is_ram(summary: Summary, block: RAMBlock) -> bool:
     return any(summary.blocks[i] == block for i in ram_blocks(summary.blocks))
 
 
-def _blocks_manifest(
-    report: models.ExtractReport, summary: Summary, writer: _Writer
-) -> models.BlocksManifest:
-    return models.BlocksManifest(
-        schema=models.BLOCKS_SCHEMA,
+def _blocks_manifest(report: ExtractReport, summary: Summary, writer: _Writer) -> BlocksManifest:
+    return BlocksManifest(
+        schema=BLOCKS_SCHEMA,
         input=report.input,
         machine=report.machine,
         page_size=report.page_size,
         complete=report.complete,
         blocks=[
-            models.BlockFile(
+            BlockFile(
                 block.idstr,
                 writer.files[i].path.name if i in writer.files else None,
                 block.used_length,
-                block.pages or models.PageCounts(),
+                block.pages or PageCounts(),
                 block.pages_missing or 0,
                 block.idstr_b64,
             )
@@ -758,18 +767,18 @@ def _blocks_manifest(
     )
 
 
-def _layout_report(summary: Summary, writer: _Writer) -> models.LayoutReport | None:
+def _layout_report(summary: Summary, writer: _Writer) -> LayoutReport | None:
     layout, made = writer.map, writer.plan
     if layout is None or made is None:
         return None
-    return models.LayoutReport(
+    return LayoutReport(
         layout.decided_by,
         layout.below_4g,
         [
-            models.RegionReport(
+            RegionReport(
                 r.gpa,
                 r.length,
-                models.readable(summary.blocks[r.block].idstr),
+                readable(summary.blocks[r.block].idstr),
                 r.block_offset,
                 r.source,
                 None if made.format == "kdump" else placed.gpa,
@@ -788,12 +797,12 @@ def _report(
     summary: Summary,
     options: ExtractOptions,
     writer: _Writer,
-    outputs: list[models.OutputReport],
+    outputs: list[OutputReport],
     input_sha256: str | None,
-    layers: list[models.LayerReport],
-) -> models.ExtractReport:
-    return models.ExtractReport(
-        schema=models.EXTRACT_SCHEMA,
+    layers: list[LayerReport],
+) -> ExtractReport:
+    return ExtractReport(
+        schema=EXTRACT_SCHEMA,
         tool=f"vmstream {__version__}",
         arguments=list(options.arguments),
         input=source.name,

@@ -18,7 +18,12 @@ from vmstream.errors import (
 from vmstream.ops.inspect import Summary, layer_reports
 from vmstream.ops.live import Disks
 from vmstream.ops.pipeline import Findings, Progress, run
-from vmstream.report import models
+from vmstream.report.models.extract_block import (
+    EXTRACT_BLOCK_SCHEMA,
+    DiskReport,
+    ExtractBlockReport,
+)
+from vmstream.report.models.names import readable
 from vmstream.stream.decoder import Decoder
 from vmstream.stream.events import Anomaly, Event, LiveRecord
 from vmstream.transport.sink import (
@@ -96,7 +101,7 @@ class _Writer:
     def _open(self, device: bytes) -> OutputFile | None:
         options = self._options
         if options.directory is None:
-            if models.readable(device) != options.device or options.output is None:
+            if readable(device) != options.device or options.output is None:
                 return None
             if any(self.files.values()):
                 raise OutputError(f"two disks read as {options.device!r}: --all writes them both")
@@ -109,7 +114,7 @@ class _Writer:
         check_free(path, force=options.force, keep=self._source.identity)
         return self._stack.enter_context(OutputFile(path, force=options.force))
 
-    def finish(self, findings: Findings) -> list[models.DiskReport]:
+    def finish(self, findings: Findings) -> list[DiskReport]:
         """Give the files their sizes, and account for them."""
         found = []
         for device, out in self.files.items():
@@ -120,12 +125,12 @@ class _Writer:
             out.resize(size)
             if size > disk.end:
                 message = (
-                    f"disk {models.readable(device)!r}: no chunk was sent of its last "
+                    f"disk {readable(device)!r}: no chunk was sent of its last "
                     f"{size - disk.end} bytes"
                 )
                 findings.on(Anomaly(0, 0, "warning", "chunks-missing", message))
             source = "inferred" if self._options.size is None else "argument"
-            found.append(models.DiskReport(str(out.path), size, source, disk.report(device)))
+            found.append(DiskReport(str(out.path), size, source, disk.report(device)))
         return found
 
 
@@ -134,7 +139,7 @@ def extract_block(
     options: BlockOptions,
     progress: Progress | None = None,
     container: Container | None = None,
-) -> tuple[models.ExtractBlockReport, int]:
+) -> tuple[ExtractBlockReport, int]:
     """Write the disks of a block migration.
 
     Args:
@@ -186,8 +191,8 @@ def extract_block(
                 out.commit()
     layers = container.layers if container is not None else []
     outermost = layers[0].source if layers else source
-    report = models.ExtractBlockReport(
-        schema=models.EXTRACT_BLOCK_SCHEMA,
+    report = ExtractBlockReport(
+        schema=EXTRACT_BLOCK_SCHEMA,
         tool=f"vmstream {__version__}",
         input=source.name,
         input_size=summary.end if outermost.size is None else outermost.size,
@@ -202,7 +207,7 @@ def extract_block(
 
 
 def _check_found(writer: _Writer, options: BlockOptions) -> None:
-    names = [models.readable(device) for device in writer.files]
+    names = [readable(device) for device in writer.files]
     if not names:
         raise OutputError("the stream has no disks: it is of no block migration ('migrate -b')")
     if options.device is not None and options.device not in names:

@@ -25,7 +25,7 @@ from vmstream.ops.inspect import Summary
 from vmstream.ops.memory import GuestMemory, Indexer, MemoryOptions
 from vmstream.ops.pipeline import events
 from vmstream.ops.search import SHOWN, Needle, hit_report, search
-from vmstream.report.models import HitReport
+from vmstream.report.models.search import HitReport
 from vmstream.stream.decoder import Decoder
 from vmstream.stream.events import (
     ChannelEvent,

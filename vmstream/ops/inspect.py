@@ -18,7 +18,16 @@ from vmstream.ops.live import LiveSummary
 from vmstream.ops.pipeline import Findings, Progress, noted, run
 from vmstream.ops.quick import quick_events
 from vmstream.ops.snapshots import snapshot_report
-from vmstream.report import models
+from vmstream.report.models.containers import LayerReport, SaveImageReport
+from vmstream.report.models.inspect import (
+    INSPECT_SCHEMA,
+    CommandReport,
+    InspectReport,
+    SectionReport,
+    VMDescriptionReport,
+)
+from vmstream.report.models.names import in_full, readable
+from vmstream.report.models.pages import PageCounts, PassReport, RAMBlockReport
 from vmstream.stream.decoder import Decoder
 from vmstream.stream.events import (
     Anomaly,
@@ -112,7 +121,7 @@ class Summary:
         self.ram_version: int | None = None
         self.coverage: RAMCoverage | None = None
         self.sections: list[SectionSummary] = []
-        self.commands: list[models.CommandReport] = []
+        self.commands: list[CommandReport] = []
         self.command_count = 0
         self.features: dict[str, None] = {}
         self.vmdescription: VMDescription | None = None
@@ -273,7 +282,7 @@ class Summary:
             self.features[feature] = None
         if len(self.commands) < MAX_COMMANDS:
             self.commands.append(
-                models.CommandReport(
+                CommandReport(
                     event.offset,
                     event.cmd,
                     command_name(event.cmd),
@@ -333,7 +342,7 @@ class Summary:
             # Proxmox Backup sends a START and nothing else.
             if section.ended or section.start.idstr == b"pbs-state":
                 continue
-            name = models.readable(section.start.idstr)
+            name = readable(section.start.idstr)
             once = not any(missing.values()) and self.coverage is not None
             once = once and not any(b.resent.count() for b in self.coverage_blocks())
             if name == "ram" and once:
@@ -401,7 +410,7 @@ class Summary:
             )
 
     def _note_missing(self, missing: dict[bytes, int]) -> None:
-        told = ", ".join(f"{models.readable(b)}: {n}" for b, n in missing.items() if n)
+        told = ", ".join(f"{readable(b)}: {n}" for b, n in missing.items() if n)
         if elsewhere := self.pages_elsewhere() or self.pages_withdrawn():
             self._note("warning", "pages-elsewhere", 0, elsewhere)
         elif CAP_IGNORE_SHARED in self.capabilities and all(
@@ -451,7 +460,7 @@ class Summary:
     @property
     def machine(self) -> str | None:
         """Machine type, readable."""
-        return models.readable(self.configuration.name) if self.configuration else None
+        return readable(self.configuration.name) if self.configuration else None
 
     def coverage_blocks(self) -> list[BlockCoverage]:
         """Coverage per block; blocks without a page are there too."""
@@ -480,7 +489,7 @@ class Summary:
         quick: bool = False,
         container: Container | None = None,
         channels: Channels | None = None,
-    ) -> models.InspectReport:
+    ) -> InspectReport:
         """Make the document."""
         config, described = self.configuration, self.vmdescription
         features = ["configuration"] if config else []
@@ -503,8 +512,8 @@ class Summary:
         if page_size is None and described is not None and described.layout is not None:
             page_size, page_size_source = described.layout.page_size, "vmdescription"
         layers = layer_reports(container)
-        return models.InspectReport(
-            schema=models.INSPECT_SCHEMA,
+        return InspectReport(
+            schema=INSPECT_SCHEMA,
             input=source.name,
             container=layers[0].kind if layers else "raw",
             size=self.end if source.size is None else source.size,
@@ -515,12 +524,12 @@ class Summary:
             uuid=str(uuid.UUID(bytes=config.uuid)) if config and config.uuid else None,
             page_size=page_size,
             page_size_source=page_size_source,
-            capabilities=[models.readable(c) for c in self.capabilities],
+            capabilities=[readable(c) for c in self.capabilities],
             features=features,
             footers=decoder.footers,
             vmdescription=None
             if described is None
-            else models.VMDescriptionReport(
+            else VMDescriptionReport(
                 described.offset,
                 described.end - described.offset,
                 described.layout.page_size if described.layout else None,
@@ -530,7 +539,7 @@ class Summary:
             ram_total=self.ram_total,
             ram_blocks=[block_report(b, quick=quick) for b in self.coverage_blocks()],
             passes=[
-                models.PassReport(i + 1, p.offset, page_counts(p.records), p.wire_bytes, told_by)
+                PassReport(i + 1, p.offset, page_counts(p.records), p.wire_bytes, told_by)
                 for i, p in enumerate(passes)
             ],
             pass_count=self.coverage.pass_count if self.coverage else 0,
@@ -548,16 +557,16 @@ class Summary:
         )
 
 
-def page_counts(records: NDArray[np.int64]) -> models.PageCounts:
+def page_counts(records: NDArray[np.int64]) -> PageCounts:
     """Name the columns of a row of counts."""
-    return models.PageCounts(**dict(zip(KINDS, records.tolist(), strict=True)))
+    return PageCounts(**dict(zip(KINDS, records.tolist(), strict=True)))
 
 
-def block_report(covered: BlockCoverage, *, quick: bool = False) -> models.RAMBlockReport:
+def block_report(covered: BlockCoverage, *, quick: bool = False) -> RAMBlockReport:
     """Account for one block; without pages after a quick look."""
     block = covered.block
-    return models.RAMBlockReport(
-        idstr=models.readable(block.idstr),
+    return RAMBlockReport(
+        idstr=readable(block.idstr),
         used_length=block.used_length,
         pages=None if quick else page_counts(covered.records),
         wire_bytes=None if quick else covered.wire_bytes,
@@ -565,19 +574,19 @@ def block_report(covered: BlockCoverage, *, quick: bool = False) -> models.RAMBl
         pages_resent=None if quick else covered.resent.count(),
         host_page_size=block.host_page_size,
         gpa=block.gpa,
-        idstr_b64=models.in_full(block.idstr),
+        idstr_b64=in_full(block.idstr),
     )
 
 
-def layer_reports(container: Container | None) -> list[models.LayerReport]:
+def layer_reports(container: Container | None) -> list[LayerReport]:
     """Account for what is around the stream, the outermost layer first."""
     return [
-        models.LayerReport(
+        LayerReport(
             layer.kind,
             layer.source.size,
             None
             if (image := layer.image) is None
-            else models.SaveImageReport(
+            else SaveImageReport(
                 version=image.header.version,
                 byte_order=image.header.byte_order,
                 finished=image.header.finished,
@@ -594,13 +603,13 @@ def layer_reports(container: Container | None) -> list[models.LayerReport]:
     ]
 
 
-def _section_report(section: SectionSummary) -> models.SectionReport:
+def _section_report(section: SectionSummary) -> SectionReport:
     start = section.start
     live = start.section_type == _START
-    return models.SectionReport(
+    return SectionReport(
         section_id=start.section_id,
         section_type="START" if live else "FULL",
-        idstr=models.readable(start.idstr),
+        idstr=readable(start.idstr),
         instance_id=start.instance_id,
         version_id=start.version_id,
         offset=start.offset,
@@ -611,7 +620,7 @@ def _section_report(section: SectionSummary) -> models.SectionReport:
         framing=section.framing,
         ended=section.ended if live else None,
         packaged=start.packaged,
-        idstr_b64=models.in_full(start.idstr),
+        idstr_b64=in_full(start.idstr),
     )
 
 
@@ -624,7 +633,7 @@ def inspect(
     container: Container | None = None,
     channels: Channels | None = None,
     max_ram: int | None = None,
-) -> tuple[models.InspectReport, int]:
+) -> tuple[InspectReport, int]:
     """Read a stream and account for it.
 
     Args:

@@ -18,7 +18,14 @@ from vmstream.guest.vmcoreinfo import (
     of_device,
 )
 from vmstream.ops.memory import GuestMemory, Stretch
-from vmstream.report import models
+from vmstream.report.models.kernel import (
+    BANNER_SCHEMA,
+    VMCOREINFO_SCHEMA,
+    BannerCandidate,
+    BannerReport,
+    KernelNoteReport,
+    VMCoreInfoReport,
+)
 
 
 def vmcoreinfo(memory: GuestMemory, tree: DeviceTree | None) -> Found:
@@ -42,10 +49,10 @@ def all_stretches(memory: GuestMemory) -> list[Stretch]:
         return [s for i in range(len(memory.blocks)) for s in memory.stretches(i)]
 
 
-def vmcoreinfo_report(name: str, found: Found) -> models.VMCoreInfoReport:
+def vmcoreinfo_report(name: str, found: Found) -> VMCoreInfoReport:
     """Make the document of `vmstream vmcoreinfo --json`."""
-    return models.VMCoreInfoReport(
-        models.VMCOREINFO_SCHEMA,
+    return VMCoreInfoReport(
+        VMCOREINFO_SCHEMA,
         name,
         None if found.best is None else _note(found.best),
         [_note(v) for v in found.others],
@@ -53,7 +60,7 @@ def vmcoreinfo_report(name: str, found: Found) -> models.VMCoreInfoReport:
     )
 
 
-def banner_report(name: str, memory: GuestMemory, tree: DeviceTree | None) -> models.BannerReport:
+def banner_report(name: str, memory: GuestMemory, tree: DeviceTree | None) -> BannerReport:
     """Search memory, once, for the banner of the guest's kernel.
 
     Raises:
@@ -73,18 +80,18 @@ def banner_report(name: str, memory: GuestMemory, tree: DeviceTree | None) -> mo
     best = of_device(tree, memory.read)[0] or choose(iter(every), memory.read).best
     release = None if best is None else best.release
     ranked = banners.ranked(release)
-    return models.BannerReport(
-        models.BANNER_SCHEMA,
+    return BannerReport(
+        BANNER_SCHEMA,
         name,
         ranked[0].text if ranked else None,
         "inferred",
         release,
-        [models.BannerCandidate(b.text, b.release, b.gpa, b.count, b.whole) for b in ranked],
+        [BannerCandidate(b.text, b.release, b.gpa, b.count, b.whole) for b in ranked],
     )
 
 
-def _note(found: VMCoreInfo) -> models.KernelNoteReport:
-    return models.KernelNoteReport(
+def _note(found: VMCoreInfo) -> KernelNoteReport:
+    return KernelNoteReport(
         "device" if found.source == "device" else "inferred",
         found.confirmed,
         found.gpa,

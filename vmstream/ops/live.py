@@ -8,7 +8,15 @@ import numpy as np
 
 from vmstream.errors import LimitError, StreamError, quoted
 from vmstream.ops.pipeline import Findings
-from vmstream.report import models
+from vmstream.report.models.live import (
+    BlockDeviceReport,
+    DirtyBitmapReport,
+    HTABReport,
+    LiveReport,
+    StorageReport,
+    VFIOReport,
+)
+from vmstream.report.models.names import in_full, readable
 from vmstream.stream.events import Anomaly, Event, LiveRecord, Payload, SectionStart
 from vmstream.wire import live, parse
 from vmstream.wire.constants import (
@@ -61,17 +69,17 @@ class DiskSummary:
     end: int = 0
     sent: dict[int, bytearray] = field(default_factory=dict)
 
-    def report(self, device: bytes) -> models.BlockDeviceReport:
+    def report(self, device: bytes) -> BlockDeviceReport:
         """Account for it."""
         sent = self.chunks + self.zero_chunks - self.resent
-        return models.BlockDeviceReport(
-            models.readable(device),
+        return BlockDeviceReport(
+            readable(device),
             self.chunks,
             self.zero_chunks,
             self.resent,
             self.end // BLK_MIG_BLOCK_SIZE - sent,
             self.end,
-            models.in_full(device),
+            in_full(device),
         )
 
 
@@ -130,7 +138,7 @@ class Disks:
         counted = total - len(self.devices) * BLK_MIG_BLOCK_SIZE
         return self.percent < 100 * counted // total
 
-    def report(self) -> list[models.BlockDeviceReport]:
+    def report(self) -> list[BlockDeviceReport]:
         """Account for them."""
         return [disk.report(device) for device, disk in self.devices.items()]
 
@@ -165,9 +173,9 @@ class _Storage:
             keep = len(self._ranges.kept) < MAX_STORAGE_RANGES
             self._ranges.add(values.gpa // S390_PAGE_SIZE, values.count, keep)
 
-    def report(self) -> models.StorageReport:
+    def report(self) -> StorageReport:
         ranges = [[page * S390_PAGE_SIZE, count] for page, count in self._ranges.kept]
-        return models.StorageReport(self.pages, ranges, self._ranges.count)
+        return StorageReport(self.pages, ranges, self._ranges.count)
 
 
 class LiveSummary:
@@ -327,26 +335,26 @@ class LiveSummary:
                 "disk were never sent",
             )
 
-    def report(self) -> models.LiveReport | None:
+    def report(self) -> LiveReport | None:
         """Make the part of the document; `None` if there is nothing to tell."""
         if not self._seen and self._keys is None:
             return None
         shift = self._htab_shift
-        return models.LiveReport(
+        return LiveReport(
             block_devices=self._disks.report(),
             dirty_bitmaps=[_bitmap_report(b) for b in self._bitmaps.values()],
             htab=None
             if shift is None
-            else models.HTABReport(None if shift < 0 else shift, shift < 0, *self._htab_entries),
+            else HTABReport(None if shift < 0 else shift, shift < 0, *self._htab_entries),
             storage_attributes=self._attributes.report() if self._attributes else None,
             storage_keys=self._keys.report() if self._keys else None,
             vfio=[
-                models.VFIOReport(
-                    models.readable(v.start.idstr),
+                VFIOReport(
+                    readable(v.start.idstr),
                     v.start.instance_id,
                     v.records,
                     v.size,
-                    models.in_full(v.start.idstr),
+                    in_full(v.start.idstr),
                 )
                 for v in self._vfio.values()
             ],
@@ -354,11 +362,11 @@ class LiveSummary:
         )
 
 
-def _bitmap_report(bitmap: _Bitmap) -> models.DirtyBitmapReport:
+def _bitmap_report(bitmap: _Bitmap) -> DirtyBitmapReport:
     start = bitmap.start
-    return models.DirtyBitmapReport(
-        node=models.readable(start.node),
-        name=models.readable(start.name),
+    return DirtyBitmapReport(
+        node=readable(start.node),
+        name=readable(start.name),
         granularity=start.granularity,
         enabled=start.enabled,
         persistent=start.persistent,
@@ -367,6 +375,6 @@ def _bitmap_report(bitmap: _Bitmap) -> models.DirtyBitmapReport:
         bits_set=bitmap.bits_set,
         ranges=bitmap.ranges.kept,
         range_count=bitmap.ranges.count,
-        node_b64=models.in_full(start.node),
-        name_b64=models.in_full(start.name),
+        node_b64=in_full(start.node),
+        name_b64=in_full(start.name),
     )

@@ -9,7 +9,8 @@ import typing
 from typing import Any
 
 from vmstream.errors import EncodeError
-from vmstream.report import models
+from vmstream.report.models.names import full
+from vmstream.report.models.unpack import UNPACKED_SCHEMA, UnpackedManifest
 
 # Bytes of a manifest, sections, parts of iterable ones, and ranges of pages that were not sent.
 MAX_MANIFEST = 128 << 20
@@ -25,7 +26,7 @@ BLOCKS, DEVICES, LIVE = "blocks", "devices", "live"
 VMDESCRIPTION = "vmdescription.json"
 
 
-def parse_manifest(text: bytes, name: str) -> models.UnpackedManifest:
+def parse_manifest(text: bytes, name: str) -> UnpackedManifest:
     """Read a manifest.
 
     Args:
@@ -39,11 +40,11 @@ def parse_manifest(text: bytes, name: str) -> models.UnpackedManifest:
         document = json.loads(text)
     except (ValueError, RecursionError) as exc:
         raise EncodeError(f"{name}: no JSON: {exc}") from None
-    if not isinstance(document, dict) or document.get("schema") != models.UNPACKED_SCHEMA:
+    if not isinstance(document, dict) or document.get("schema") != UNPACKED_SCHEMA:
         raise EncodeError(
-            f"{name}: no manifest of vmstream unpack: its schema is not {models.UNPACKED_SCHEMA}"
+            f"{name}: no manifest of vmstream unpack: its schema is not {UNPACKED_SCHEMA}"
         )
-    made: models.UnpackedManifest = _of(models.UnpackedManifest, document, name)
+    made: UnpackedManifest = _of(UnpackedManifest, document, name)
     return made
 
 
@@ -54,7 +55,7 @@ def full_name(name: str, name_b64: str | None, where: str) -> bytes:
         EncodeError: It is none.
     """
     try:
-        return models.full(name, name_b64)
+        return full(name, name_b64)
     except ValueError:
         raise EncodeError(f"{where}: {name_b64 or name!r} is no name") from None
 

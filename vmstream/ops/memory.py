@@ -31,7 +31,7 @@ from vmstream.ops.indexfile import Area, Known, describe, load, save
 from vmstream.ops.inspect import Summary
 from vmstream.ops.pages import PageFold, check_complete, check_pages, shared_memory
 from vmstream.ops.pipeline import Progress, events
-from vmstream.report.models import readable
+from vmstream.report.models.names import readable
 from vmstream.stream.decoder import Decoder
 from vmstream.stream.events import Event, RAMBlock
 from vmstream.transport.sink import OutputFile, SavedFile

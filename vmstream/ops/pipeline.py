@@ -9,7 +9,7 @@ from vmstream.container.layers import Container
 from vmstream.errors import EXIT_FINDINGS, EXIT_OK, StreamError
 from vmstream.ops.channels import Channels
 from vmstream.ops.feed import Progress, feed, noted
-from vmstream.report.models import AnomalyReport
+from vmstream.report.models.anomalies import AnomalyReport
 from vmstream.stream.decoder import Decoder
 from vmstream.stream.events import Anomaly, Event, fault
 from vmstream.transport.source import Source

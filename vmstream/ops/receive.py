@@ -19,7 +19,7 @@ from vmstream.errors import OutputError
 from vmstream.ops.channels import Channels
 from vmstream.ops.inspect import inspect
 from vmstream.ops.pipeline import Progress
-from vmstream.report.models import RECEIVE_SCHEMA, ReceivedChannel, ReceiveReport
+from vmstream.report.models.receive import RECEIVE_SCHEMA, ReceivedChannel, ReceiveReport
 from vmstream.stream.cursor import NEED_DATA
 from vmstream.stream.decoder import Decoder
 from vmstream.stream.events import Anomaly, Command, EndOfStream, SectionStart

@@ -13,7 +13,8 @@ from vmstream.container.layers import Container
 from vmstream.guest.multifd import compression_of
 from vmstream.ops.channels import Channels
 from vmstream.ops.pipeline import Findings, Progress, events
-from vmstream.report.models import RECORDS_SCHEMA, RecordReport, in_full, readable
+from vmstream.report.models.names import in_full, readable
+from vmstream.report.models.records import RECORDS_SCHEMA, RecordReport
 from vmstream.stream.decoder import Decoder
 from vmstream.stream.events import (
     Anomaly,

@@ -18,7 +18,7 @@ from vmstream.ops.memory import GuestMemory, MemoryOptions, index_memory
 from vmstream.ops.patch import patch_ram
 from vmstream.ops.pipeline import Consumer, Progress, events
 from vmstream.ops.splice import Ahead, Nowhere, write_spliced
-from vmstream.report import models
+from vmstream.report.models.rewrite import REWRITE_SCHEMA, ChangeReport, RewriteReport
 from vmstream.stream.decoder import Decoder
 from vmstream.stream.events import Event
 from vmstream.transport.sink import (
@@ -54,7 +54,7 @@ def rewrite(
     container: Container | None = None,
     channels: Channels | None = None,
     around: Around | None = None,
-) -> tuple[models.RewriteReport, int]:
+) -> tuple[RewriteReport, int]:
     """Write a stream with edits; with none, a copy.
 
     Args:
@@ -129,11 +129,11 @@ def rewrite(
         if found not in summary.findings.kept:
             summary.findings.on(found)
     changes = [
-        models.ChangeReport(s.what, s.begin, s.end, at, length)
+        ChangeReport(s.what, s.begin, s.end, at, length)
         for s, (at, length) in zip(splices[:_MOST_CHANGES], written, strict=False)
     ]
-    report = models.RewriteReport(
-        schema=models.REWRITE_SCHEMA,
+    report = RewriteReport(
+        schema=REWRITE_SCHEMA,
         tool=f"vmstream {__version__}",
         input=source.name,
         input_size=size,

@@ -8,7 +8,8 @@ from dataclasses import dataclass
 from itertools import islice
 
 from vmstream.ops.memory import GuestMemory, Stretch
-from vmstream.report.models import SEARCH_SCHEMA, HitReport, in_full, readable
+from vmstream.report.models.names import in_full, readable
+from vmstream.report.models.search import SEARCH_SCHEMA, HitReport
 
 # Memory that is searched at a time.
 _STEP = 1 << 20

@@ -6,12 +6,14 @@ from datetime import UTC, datetime
 
 from vmstream.container.qcow2 import read_image
 from vmstream.errors import EXIT_FINDINGS, EXIT_OK
-from vmstream.report import models
+from vmstream.report.models.containers import SnapshotReport
+from vmstream.report.models.names import in_full, readable
+from vmstream.report.models.snapshots import SNAPSHOTS_SCHEMA, SnapshotsReport
 from vmstream.transport.source import Source
 from vmstream.wire.parse import Qcow2Snapshot
 
 
-def snapshots(source: Source) -> tuple[models.SnapshotsReport, int]:
+def snapshots(source: Source) -> tuple[SnapshotsReport, int]:
     """List the snapshots of an image.
 
     Returns:
@@ -21,8 +23,8 @@ def snapshots(source: Source) -> tuple[models.SnapshotsReport, int]:
         StreamError: This is no qcow2 image, or its header or snapshot table cannot be read.
     """
     image = read_image(source)
-    report = models.SnapshotsReport(
-        schema=models.SNAPSHOTS_SCHEMA,
+    report = SnapshotsReport(
+        schema=SNAPSHOTS_SCHEMA,
         input=source.name,
         input_size=source.size or 0,
         version=image.header.version,
@@ -34,19 +36,19 @@ def snapshots(source: Source) -> tuple[models.SnapshotsReport, int]:
     return report, EXIT_FINDINGS if image.notes else EXIT_OK
 
 
-def snapshot_report(found: Qcow2Snapshot) -> models.SnapshotReport:
+def snapshot_report(found: Qcow2Snapshot) -> SnapshotReport:
     """Account for one snapshot."""
     # 32 bits of seconds end in 2106, so any number is a date.
     date = datetime.fromtimestamp(found.date_sec, UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
-    return models.SnapshotReport(
-        id=models.readable(found.id_str),
-        name=models.readable(found.name),
+    return SnapshotReport(
+        id=readable(found.id_str),
+        name=readable(found.name),
         date=date,
         date_nsec=found.date_nsec,
         vm_clock_nsec=found.vm_clock_nsec,
         vm_state_size=found.vm_state_size,
         disk_size=found.disk_size,
         icount=found.icount,
-        id_b64=models.in_full(found.id_str),
-        name_b64=models.in_full(found.name),
+        id_b64=in_full(found.id_str),
+        name_b64=in_full(found.name),
     )

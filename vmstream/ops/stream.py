@@ -19,7 +19,7 @@ from vmstream.ops.channels import Channels
 from vmstream.ops.devices import read_devices
 from vmstream.ops.memory import GuestMemory, MemoryOptions, index_memory, kept_memory
 from vmstream.ops.pipeline import events
-from vmstream.report.models import readable
+from vmstream.report.models.names import readable
 from vmstream.stream.decoder import Decoder
 from vmstream.stream.events import (
     Configuration,

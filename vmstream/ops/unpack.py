@@ -38,8 +38,17 @@ from vmstream.ops.manifest import (
 )
 from vmstream.ops.pages import PageFold, check_complete, check_pages
 from vmstream.ops.pipeline import Consumer, Progress, run
-from vmstream.report import models
 from vmstream.report.jsonout import dumps
+from vmstream.report.models.names import in_full, readable
+from vmstream.report.models.unpack import (
+    UNPACK_SCHEMA,
+    UNPACKED_SCHEMA,
+    UnpackedBlock,
+    UnpackedConfiguration,
+    UnpackedManifest,
+    UnpackedSection,
+    UnpackReport,
+)
 from vmstream.stream.decoder import Decoder
 from vmstream.stream.encoder import Encoder
 from vmstream.stream.events import (
@@ -238,7 +247,7 @@ def unpack(
     container: Container | None = None,
     channels: Channels | None = None,
     schema: Callable[[Devices], None] | None = None,
-) -> tuple[models.UnpackReport, int]:
+) -> tuple[UnpackReport, int]:
     """Write a stream as a directory.
 
     Args:
@@ -286,8 +295,8 @@ def unpack(
         tree = devices.tree
         files = _block_files(summary, blocks, page_size)
         shared = any(b.file is None for b in files)
-        manifest = models.UnpackedManifest(
-            schema=models.UNPACKED_SCHEMA,
+        manifest = UnpackedManifest(
+            schema=UNPACKED_SCHEMA,
             page_size=page_size,
             footers=sections.footers,
             configuration=_configuration(summary, shared=shared),
@@ -299,8 +308,8 @@ def unpack(
             directory.write("", VMDESCRIPTION, devices.text)
         directory.write("", MANIFEST, dumps(manifest).encode() + b"\n")
         directory.commit()
-    report = models.UnpackReport(
-        schema=models.UNPACK_SCHEMA,
+    report = UnpackReport(
+        schema=UNPACK_SCHEMA,
         tool=f"vmstream {__version__}",
         input=source.name,
         output=str(options.output),
@@ -316,24 +325,24 @@ def unpack(
 
 
 # The configuration of a stream that has all of RAM in it, in page records.
-def _configuration(summary: Summary, *, shared: bool) -> models.UnpackedConfiguration | None:
+def _configuration(summary: Summary, *, shared: bool) -> UnpackedConfiguration | None:
     event = summary.configuration
     if event is None:
         return None
     gone = {CAP_MAPPED_RAM} if shared else {CAP_MAPPED_RAM, CAP_IGNORE_SHARED}
-    left = [models.readable(c) for c in event.capabilities if c not in gone]
+    left = [readable(c) for c in event.capabilities if c not in gone]
     listed = b"configuration/capabilities" in event.subsections
-    return models.UnpackedConfiguration(
-        name=models.readable(event.name),
+    return UnpackedConfiguration(
+        name=readable(event.name),
         target_page_bits=event.target_page_bits,
         # Without one QEMU has no list: v10.1.0 migration/savevm.c vmstate_capabilites_needed().
         capabilities=left if listed and (left or not event.capabilities) else None,
         uuid=None if event.uuid is None else str(uuid.UUID(bytes=event.uuid)),
-        name_b64=models.in_full(event.name),
+        name_b64=in_full(event.name),
     )
 
 
-def _block_files(summary: Summary, blocks: _Blocks, page_size: int) -> list[models.UnpackedBlock]:
+def _block_files(summary: Summary, blocks: _Blocks, page_size: int) -> list[UnpackedBlock]:
     ignored = CAP_IGNORE_SHARED in summary.capabilities
     covered = summary.coverage_blocks()
     elsewhere = {
@@ -353,13 +362,13 @@ def _block_files(summary: Summary, blocks: _Blocks, page_size: int) -> list[mode
                 unsent = list(_unsent(covered[i], page_size, left, summary.end))
                 left -= len(unsent)
         found.append(
-            models.UnpackedBlock(
-                idstr=models.readable(block.idstr),
+            UnpackedBlock(
+                idstr=readable(block.idstr),
                 used_length=block.used_length,
                 file=name,
                 gpa=block.gpa if elsewhere else None,
                 unsent=unsent,
-                idstr_b64=models.in_full(block.idstr),
+                idstr_b64=in_full(block.idstr),
             )
         )
     return found
@@ -390,7 +399,7 @@ def _unsent(covered: BlockCoverage, page_size: int, most: int, end: int) -> Iter
 # The state of each device goes to a file, what came in a PACKAGED behind the end of RAM.
 def _section_files(
     sections: _Sections, tree: Sequence[Node], devices: Devices, directory: OutputDirectory
-) -> Iterator[models.UnpackedSection]:
+) -> Iterator[UnpackedSection]:
     nodes = {node.offset: node for node in tree if node.size}
     names = safe_names((f.start.idstr for f in sections.found), ".json")
     number = 0
@@ -407,16 +416,16 @@ def _section_files(
             directory.write(DEVICES, file, (EMPTY if node is None else to_json(node)).encode())
             if node is not None and devices.text is not None:
                 described = _describes(node)
-        yield models.UnpackedSection(
+        yield UnpackedSection(
             part=_PARTS.get(SectionType(start.section_type), "device"),
             section_id=start.section_id,
-            idstr=models.readable(start.idstr),
+            idstr=readable(start.idstr),
             instance_id=start.instance_id,
             version_id=start.version_id,
             file=file,
             described=described,
             lengths=found.lengths,
-            idstr_b64=models.in_full(start.idstr),
+            idstr_b64=in_full(start.idstr),
         )
 
 

@@ -23,7 +23,9 @@ from vmstream.ops.findings import MEANINGS, Meaning
 from vmstream.ops.inspect import Summary
 from vmstream.ops.pages import PageFold
 from vmstream.ops.pipeline import Progress, run
-from vmstream.report import models
+from vmstream.report.models.extract import EXTRACT_SCHEMA
+from vmstream.report.models.names import readable
+from vmstream.report.models.verify import VERIFY_SCHEMA, FindingReport, HashedFile, VerifyReport
 from vmstream.stream.decoder import Decoder
 from vmstream.stream.events import Anomaly
 from vmstream.transport.source import DigestSource, OpenSource, Source, read_small, whole_digest
@@ -149,7 +151,7 @@ def verify(
     channels: Channels | None = None,
     max_ram: int | None = None,
     manifest: Path | None = None,
-) -> tuple[models.VerifyReport, int]:
+) -> tuple[VerifyReport, int]:
     """Hold a stream against the rules of QEMU's loader, and of its manifest.
 
     Args:
@@ -189,8 +191,8 @@ def verify(
                 summary.findings.on(finding)
     verdict, code = judge(summary)
     coverage = summary.coverage
-    report = models.VerifyReport(
-        schema=models.VERIFY_SCHEMA,
+    report = VerifyReport(
+        schema=VERIFY_SCHEMA,
         input=source.name,
         size=summary.end if source.size is None else source.size,
         verdict=verdict,
@@ -209,11 +211,11 @@ def _order(finding: Anomaly) -> tuple[bool, str, int]:
     return finding.channel is not None, finding.channel or "", finding.offset
 
 
-def described(finding: Anomaly) -> models.FindingReport:
+def described(finding: Anomaly) -> FindingReport:
     """Say what a finding means."""
     meaning = MEANINGS.get(finding.code, _UNKNOWN)
     advice = finding.error.advice if finding.error is not None else ""
-    return models.FindingReport(
+    return FindingReport(
         finding.severity,
         finding.code,
         finding.offset,
@@ -247,7 +249,7 @@ def _sections(summary: Summary, tree: DeviceTree) -> Iterator[Anomaly]:
     last = {(s.idstr, s.instance_id): s.offset for s in full}
     for (idstr, instance), count in times.items():
         if count > 1:
-            name = f"{models.readable(idstr)}[{instance}]"
+            name = f"{readable(idstr)}[{instance}]"
             yield _note(
                 "info", "section-twice", last[idstr, instance], f"{name} comes {count} times"
             )
@@ -263,7 +265,7 @@ def _sections(summary: Summary, tree: DeviceTree) -> Iterator[Anomaly]:
     # Iterable sections may have a description, too (virtio-mem).
     live = {(s.start.idstr, s.start.instance_id) for s in summary.sections}
     for idstr, instance in list(lost.keys() - live)[:_MOST_PLACES]:
-        name = f"{models.readable(idstr)}[{instance}]"
+        name = f"{readable(idstr)}[{instance}]"
         what = f"{name} is described, and has no section"
         yield _note("warning", "vmdescription-section", described.offset, what)
     yield from _state(tree)
@@ -323,8 +325,8 @@ def _read_manifest(path: Path) -> dict[str, Any]:
         document = json.loads(read_small(path, _MOST_MANIFEST))
     except (ValueError, RecursionError) as exc:
         raise OutputError(f"{path}: no manifest: {exc}") from None
-    if not isinstance(document, dict) or document.get("schema") != models.EXTRACT_SCHEMA:
-        raise OutputError(f"{path}: no manifest: its schema is not {models.EXTRACT_SCHEMA}")
+    if not isinstance(document, dict) or document.get("schema") != EXTRACT_SCHEMA:
+        raise OutputError(f"{path}: no manifest: its schema is not {EXTRACT_SCHEMA}")
     text = str | None
     outputs, channels = document.get("outputs"), document.get("channels", [])
     legal = isinstance(document.get("input"), str)
@@ -342,7 +344,7 @@ def _read_manifest(path: Path) -> dict[str, Any]:
     return document
 
 
-def _hash_files(stated: dict[str, Any], directory: Path) -> Iterator[models.HashedFile]:
+def _hash_files(stated: dict[str, Any], directory: Path) -> Iterator[HashedFile]:
     for entry in (*stated.get("channels", []), *stated["outputs"]):
         found = None
         if entry["path"] != "-" and entry["sha256"] is not None:
@@ -357,11 +359,11 @@ def _hash_files(stated: dict[str, Any], directory: Path) -> Iterator[models.Hash
         yield _file(entry["path"], entry["sha256"], found)
 
 
-def _file(path: str, stated: str | None, found: str | None) -> models.HashedFile:
-    return models.HashedFile(path, stated, found, stated is not None and stated == found)
+def _file(path: str, stated: str | None, found: str | None) -> HashedFile:
+    return HashedFile(path, stated, found, stated is not None and stated == found)
 
 
-def _file_finding(file: models.HashedFile) -> Anomaly | None:
+def _file_finding(file: HashedFile) -> Anomaly | None:
     if file.same:
         return None
     if file.sha256 is None or file.found is None:

@@ -30,8 +30,16 @@ from vmstream.ops.memory import Indexer, MemoryOptions
 from vmstream.ops.pages import PageFold
 from vmstream.ops.passes import PassNumbers
 from vmstream.ops.pipeline import Progress, run
-from vmstream.report import models
 from vmstream.report.jsonout import dumps
+from vmstream.report.models.history import (
+    VERSION_SCHEMA,
+    ByteRange,
+    HistoryReport,
+    SupersededFile,
+    SupersededReport,
+    VersionReport,
+)
+from vmstream.report.models.names import in_full, readable
 from vmstream.stream.decoder import Decoder
 from vmstream.stream.events import (
     ChannelEvent,
@@ -88,7 +96,7 @@ def page_versions(
     opened: OpenStream,
     block: str | int,
     offset: int,
-    found: Callable[[models.VersionReport], None],
+    found: Callable[[VersionReport], None],
     *,
     gpa: int | None = None,
     channels: Channels | None = None,
@@ -145,7 +153,7 @@ class _Page(PageFold[RAMImage]):
         block: str | int,
         offset: int,
         gpa: int | None,
-        found: Callable[[models.VersionReport], None],
+        found: Callable[[VersionReport], None],
         *,
         with_data: bool,
     ) -> None:
@@ -163,7 +171,7 @@ class _Page(PageFold[RAMImage]):
         self._sink = BytesSink(0)
         self._event: Event | None = None
         self._pass: int | _Numbers = 0
-        self._pending: models.VersionReport | None = None
+        self._pending: VersionReport | None = None
         self._previous: bytes | None = None
         self._count = 0
 
@@ -188,7 +196,7 @@ class _Page(PageFold[RAMImage]):
         self._block = find_block(blocks, wanted) if isinstance(wanted, str) else wanted
         used = blocks[self._block].used_length
         if not 0 <= self._offset < used:
-            name = models.readable(blocks[self._block].idstr)
+            name = readable(blocks[self._block].idstr)
             what = f"offset {self._offset:#x} is not in block {name!r} of {used:#x} bytes"
             raise AddressError(self._offset, what)
 
@@ -251,10 +259,10 @@ class _Page(PageFold[RAMImage]):
         self._count += 1
         block = self._summary.blocks[self._block]
         coverage = self._summary.coverage
-        self._pending = models.VersionReport(
-            schema=models.VERSION_SCHEMA,
+        self._pending = VersionReport(
+            schema=VERSION_SCHEMA,
             number=self._count,
-            block=models.readable(block.idstr),
+            block=readable(block.idstr),
             block_offset=self._page * self._size,
             gpa=None if self._gpa is None else self._gpa - self._offset % self._size,
             kind=kind,
@@ -266,7 +274,7 @@ class _Page(PageFold[RAMImage]):
             changed=None,
             ranges=[],
             range_count=0,
-            block_b64=models.in_full(block.idstr),
+            block_b64=in_full(block.idstr),
         )
 
     def flush(self) -> None:
@@ -286,7 +294,7 @@ class _Page(PageFold[RAMImage]):
         self._found(pending)
 
 
-def differences(one: bytes, other: bytes) -> tuple[int, int, list[models.ByteRange]]:
+def differences(one: bytes, other: bytes) -> tuple[int, int, list[ByteRange]]:
     """Return how many bytes of two pages differ, in how many ranges, and the first of those."""
     same = np.frombuffer(one, np.uint8) == np.frombuffer(other, np.uint8)
     edges = np.flatnonzero(np.diff(np.concatenate(([True], same, [True]))))
@@ -295,7 +303,7 @@ def differences(one: bytes, other: bytes) -> tuple[int, int, list[models.ByteRan
     return (
         int(np.count_nonzero(~same)),
         len(begins),
-        [models.ByteRange(begin, end - begin) for begin, end in shown],
+        [ByteRange(begin, end - begin) for begin, end in shown],
     )
 
 
@@ -313,7 +321,7 @@ def write_superseded(
     most: int = MOST_SUPERSEDED,
     force: bool = False,
     progress: Progress | None = None,
-) -> models.HistoryReport:
+) -> HistoryReport:
     """Write the versions of pages that were replaced or withdrawn, for carving.
 
     A file for each block that has any, one version behind the other in the order they were
@@ -488,24 +496,24 @@ class _Writer:
         self._list.write(self._listed, text)
         self._listed += len(text)
 
-    def finish(self, directory: Path) -> models.SupersededReport:
+    def finish(self, directory: Path) -> SupersededReport:
         """Finish the files, and say what is in them."""
         size = self._index.page_size if self._files else 1
         self._list.commit()
         for out in self._files.values():
             out.commit()
-        return models.SupersededReport(
+        return SupersededReport(
             str(directory),
             INDEX,
             sum(self._written.values()) // size,
             self._zeros,
             [
-                models.SupersededFile(
+                SupersededFile(
                     self._names[block],
-                    models.readable(idstr := self._blocks[block].idstr),
+                    readable(idstr := self._blocks[block].idstr),
                     written // size,
                     written,
-                    models.in_full(idstr),
+                    in_full(idstr),
                 )
                 for block, written in sorted(self._written.items())
             ],

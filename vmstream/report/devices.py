@@ -9,7 +9,8 @@ from rich.console import Console
 from rich.text import Text
 
 from vmstream.errors import printable
-from vmstream.report.models import CPUReport, CPUsReport, DevicesReport, NodeReport
+from vmstream.report.models.cpus import CPUReport, CPUsReport
+from vmstream.report.models.devices import DevicesReport, NodeReport
 from vmstream.report.render import console, size_text
 
 _BYTES_SHOWN = 32

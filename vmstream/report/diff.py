@@ -10,7 +10,7 @@ from rich.text import Text
 
 from vmstream.errors import printable
 from vmstream.report.hexdump import hexdump
-from vmstream.report.models import DiffField, DiffInput, DiffRAM, DiffReport
+from vmstream.report.models.diff import DiffField, DiffInput, DiffRAM, DiffReport
 from vmstream.report.render import console, size_text
 
 _FIELDS_AT_A_GLANCE = 40

@@ -5,7 +5,9 @@ from __future__ import annotations
 from rich.console import Console
 
 from vmstream.errors import printable
-from vmstream.report.models import CheckReport, DiagnoseReport, VerifyReport
+from vmstream.report.models.check import CheckReport
+from vmstream.report.models.diagnose import DiagnoseReport
+from vmstream.report.models.verify import VerifyReport
 from vmstream.report.render import console, size_text
 
 _COLOURS = {

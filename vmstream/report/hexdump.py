@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from vmstream.errors import printable
-from vmstream.report.models import HitReport
+from vmstream.report.models.search import HitReport
 
 # Bytes of a line.
 WIDTH = 16

@@ -6,7 +6,7 @@ import dataclasses
 import json
 from typing import Any
 
-from vmstream.report.models import RecordReport
+from vmstream.report.models.records import RecordReport
 
 
 def record(item: RecordReport) -> str:

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 from vmstream.errors import printable
 from vmstream.report.hexdump import WIDTH, hexdump
-from vmstream.report.models import VersionReport
+from vmstream.report.models.history import VersionReport
 
 # Ranges of changed bytes that a line has.
 _RANGES = 4
