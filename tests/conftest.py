@@ -9,9 +9,10 @@ from hypothesis import settings
 
 from tests import linux
 from tests.qemu import find_qemu
+from tests.strategies import examples
 
 # How long an example takes depends on the machine, and says nothing about the code.
-settings.register_profile("vmstream", deadline=None)
+settings.register_profile("vmstream", deadline=None, max_examples=examples(100))
 settings.load_profile("vmstream")
 
 

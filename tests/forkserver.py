@@ -13,7 +13,6 @@ import contextlib
 import importlib
 import json
 import os
-import signal
 import socket
 import subprocess
 import sys
@@ -74,16 +73,17 @@ def _serve() -> list[str]:
     for module, _, _ in _COMMANDS.values():
         importlib.import_module(module)
     server = socket.socket(fileno=0)
-    signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # nothing is left of a child that ended
     while True:
         request, fds, _, _ = socket.recv_fds(server, 1 << 20, 4)
+        with contextlib.suppress(ChildProcessError):
+            while os.waitpid(-1, os.WNOHANG)[0]:
+                pass
         if not request:
             os._exit(0)
         if os.fork() == 0:
             break
         for fd in fds:
             os.close(fd)
-    signal.signal(signal.SIGCHLD, signal.SIG_DFL)
     told = fds.pop()
     if (child := os.fork()) != 0:
         for fd in (0, *fds):

@@ -8,6 +8,7 @@ the stream, aligned or not, with the stream's own names and section ids.
 
 from __future__ import annotations
 
+import os
 import random
 import zlib
 from collections.abc import Sequence
@@ -36,6 +37,14 @@ block_names = st.one_of(
     st.sampled_from(BLOCK_NAMES),
     st.text(st.characters(min_codepoint=0x21, max_codepoint=0x7E), min_size=1, max_size=255),
 )
+
+
+def examples(number: int) -> int:
+    """How many examples to try: `number` with VMSTREAM_EXAMPLES=1, a quarter of it by default.
+
+    What is tried differs from run to run, so that a test sees more with each.
+    """
+    return max(1, round(number * float(os.environ.get("VMSTREAM_EXAMPLES", "0.25"))))
 
 
 def lookalikes(names: Sequence[str], section_id: int, page_size: int) -> list[bytes]:

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings, strategies as st
 
 from tests.decoding import BytesSource, CutSource, assert_tiles, decode, facts
-from tests.strategies import corrupted_streams, cut_streams, live_streams, streams
+from tests.strategies import corrupted_streams, cut_streams, examples, live_streams, streams
 from tests.streamwriter import Device, Field, StreamWriter, simple_stream
 from tests.truth import open_fixture
 from vmstream.stream import scanner
@@ -51,19 +51,19 @@ def same(data: bytes, seed: int = 0, **kwargs: Any) -> None:
         assert facts(decode(data, source, restless=True, **kwargs).events) == want
 
 
-@settings(deadline=None, max_examples=40)
+@settings(deadline=None, max_examples=examples(40))
 @given(streams(max_pages=24, xbzrle=True, compress=True, fills=True), st.integers(0, 1 << 32))
 def test_streams(w: StreamWriter, seed: int) -> None:
     same(bytes(w), seed)
 
 
-@settings(deadline=None, max_examples=40)
+@settings(deadline=None, max_examples=examples(40))
 @given(streams(max_pages=12, announce="any"), st.integers(0, 1 << 32))
 def test_streams_whose_page_size_comes_last(w: StreamWriter, seed: int) -> None:
     same(bytes(w), seed)
 
 
-@settings(deadline=None, max_examples=30)
+@settings(deadline=None, max_examples=examples(30))
 @given(live_streams(), st.integers(0, 1 << 32))
 def test_iterable_sections(w: StreamWriter, seed: int) -> None:
     """Whole, cut, and with a byte changed."""
@@ -76,14 +76,14 @@ def test_iterable_sections(w: StreamWriter, seed: int) -> None:
     same(data[:at] + bytes([rng.randrange(256)]) + data[at + 1 :], seed)
 
 
-@settings(deadline=None, max_examples=40)
+@settings(deadline=None, max_examples=examples(40))
 @given(cut_streams(), st.integers(0, 1 << 32))
 def test_cut_streams(cut: tuple[StreamWriter, int], seed: int) -> None:
     w, length = cut
     same(bytes(w.data[:length]), seed)
 
 
-@settings(deadline=None, max_examples=25)
+@settings(deadline=None, max_examples=examples(25))
 @given(corrupted_streams(), st.integers(0, 1 << 32))
 def test_corrupted_streams(data: bytes, seed: int) -> None:
     same(data, seed)

@@ -16,7 +16,7 @@ from hypothesis import given, settings
 
 from tests import streamwriter as sw
 from tests.decoding import Decoded, decode
-from tests.strategies import streams
+from tests.strategies import examples, streams
 from tests.streamwriter import StreamWriter
 from tests.truth import (
     check_block_bytes,
@@ -121,7 +121,7 @@ def bodies(found: Decoded) -> list[int]:
     return [lists.get(at, at) for at in starts]
 
 
-@settings(deadline=None, max_examples=50)
+@settings(deadline=None, max_examples=examples(50))
 @given(streams(xbzrle=True, compress=True, fills=True))
 def test_streams_walked(w: StreamWriter) -> None:
     found = decode(w.data)
@@ -178,7 +178,7 @@ def images(found: Decoded, blocks: dict[str, bytearray]) -> dict[str, bytearray]
     return made
 
 
-@settings(deadline=None, max_examples=50)
+@settings(deadline=None, max_examples=examples(50))
 @given(streams(xbzrle=True, compress=True, fills=True))
 def test_streams_as_written(w: StreamWriter) -> None:
     found = decode(w.data)
@@ -209,7 +209,7 @@ EVENT_OF = {
 }
 
 
-@settings(deadline=None, max_examples=50)
+@settings(deadline=None, max_examples=examples(50))
 @given(streams(xbzrle=True, compress=True))
 def test_items_as_written(w: StreamWriter) -> None:
     found = decode(w.data)

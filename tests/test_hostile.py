@@ -16,7 +16,7 @@ from hypothesis import given, settings, strategies as st
 
 from tests import streamwriter as sw
 from tests.decoding import BytesSource, Decoded, assert_tiles, decode, facts
-from tests.strategies import corrupted_streams, cut_streams, live_streams
+from tests.strategies import corrupted_streams, cut_streams, examples, live_streams
 from tests.streamwriter import Device, Field, Item, RamBlock, StreamWriter, Subsection
 from tests.truth import fixture_names, open_fixture
 from vmstream.errors import (
@@ -189,7 +189,7 @@ def test_fixtures_truncated(name: str) -> None:
         assert rows == sum(int(e.sum()) for e in ends)
 
 
-@settings(deadline=None, max_examples=80)
+@settings(deadline=None, max_examples=examples(80))
 @given(cut_streams())
 def test_any_stream_truncated(cut: tuple[StreamWriter, int]) -> None:
     w, length = cut
@@ -250,13 +250,13 @@ def test_every_byte_outside_of_pages(variant: dict[str, bool]) -> None:
                 assert sum(len(b) for b in found.of(PageBatch)) >= len(pages_before)
 
 
-@settings(deadline=None, max_examples=150)
+@settings(deadline=None, max_examples=examples(150))
 @given(corrupted_streams())
 def test_corrupted_streams(data: bytes) -> None:
     hold(data)
 
 
-@settings(deadline=None, max_examples=100)
+@settings(deadline=None, max_examples=examples(100))
 @given(st.integers(0, 1 << 32), st.sampled_from(VARIANTS))
 def test_shuffled_streams(seed: int, variant: dict[str, bool]) -> None:
     """Items left out, repeated, or in another order."""
@@ -288,7 +288,7 @@ def test_mutated_fixtures(name: str) -> None:
         hold(changed)
 
 
-@settings(deadline=None, max_examples=200)
+@settings(deadline=None, max_examples=examples(200))
 @given(st.binary(max_size=300), st.sampled_from((0, 8, 60, 100, 130)))
 def test_any_bytes_behind_a_good_start(data: bytes, keep: int) -> None:
     hold(bytes(small())[:keep] + data)
@@ -304,7 +304,7 @@ def reported(data: bytes) -> None:
     assert all(item.end >= item.offset for item in Records(BytesSource(data)))
 
 
-@settings(deadline=None, max_examples=80)
+@settings(deadline=None, max_examples=examples(80))
 @given(live_streams(), st.integers(0, 1 << 32))
 def test_damaged_iterable_sections(w: StreamWriter, seed: int) -> None:
     """Bytes of records changed, left out, or put in: in heads, where it hurts, and in data."""
@@ -325,7 +325,7 @@ def test_damaged_iterable_sections(w: StreamWriter, seed: int) -> None:
     reported(bytes(data))
 
 
-@settings(deadline=None, max_examples=60)
+@settings(deadline=None, max_examples=examples(60))
 @given(live_streams(), st.integers(0, 1 << 32))
 def test_iterable_sections_truncated(w: StreamWriter, seed: int) -> None:
     item = random.Random(seed).choice(w.items_of("LIVE"))
@@ -710,7 +710,7 @@ def test_gaps_say_why() -> None:
     assert all(g.reason for g in found.of(Gap))
 
 
-@settings(deadline=None, max_examples=100)
+@settings(deadline=None, max_examples=examples(100))
 @given(st.integers(0, 1 << 32), st.booleans())
 def test_damaged_descriptions(seed: int, footers: bool) -> None:
     rng = random.Random(seed)

@@ -19,7 +19,7 @@ from hypothesis import given, settings
 
 import vmstream
 from tests.ops.test_rewrite import rewritten
-from tests.strategies import SEEDS, streams
+from tests.strategies import SEEDS, examples, streams
 from tests.streamwriter import StreamWriter
 from tests.truth import fixture_file
 from vmstream.errors import EncodeError, StreamError
@@ -240,7 +240,7 @@ def test_of_real_streams(name: str, tmp_path: Path) -> None:
     assert sum(check(path, before, seed) for seed in range(3))
 
 
-@settings(max_examples=40)
+@settings(max_examples=examples(40))
 @given(streams(max_pages=30, xbzrle=True, compress=True), SEEDS)
 def test_of_any_stream(
     tmp_path_factory: pytest.TempPathFactory, writer: StreamWriter, seed: int

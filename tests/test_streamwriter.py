@@ -11,7 +11,14 @@ from hypothesis import HealthCheck, given, settings, strategies as st
 
 from tests import streamwriter as sw
 from tests.qemu import Qemu, find_qemu
-from tests.strategies import BODY_KINDS, corrupted_streams, cut_streams, page_body, streams
+from tests.strategies import (
+    BODY_KINDS,
+    corrupted_streams,
+    cut_streams,
+    examples,
+    page_body,
+    streams,
+)
 from tests.streamwriter import Device, Field, RamBlock, StreamWriter, Subsection, simple_stream
 from tests.truth import has_truth, load_manifest, open_fixture, sums_of_bytes
 
@@ -216,7 +223,7 @@ def test_xbzrle_round_trip(data: st.DataObject, seed: int) -> None:
     assert page == new
 
 
-@settings(max_examples=30, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@settings(max_examples=examples(30), deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(streams(xbzrle=True, compress=True, fills=True))
 def test_random_streams_are_consistent(w: StreamWriter) -> None:
     assert w.data.startswith(b"QEVM\0\0\0\3")
@@ -228,7 +235,7 @@ def test_random_streams_are_consistent(w: StreamWriter) -> None:
     assert all(len(content) % w.page_size == 0 for content in w.blocks.values())
 
 
-@settings(max_examples=20, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@settings(max_examples=examples(20), deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(cut_streams(), corrupted_streams())
 def test_broken_streams_are_made(cut: tuple[StreamWriter, int], corrupted: bytes) -> None:
     writer, length = cut

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given, settings, strategies as st
 
 from tests.decoding import assert_tiles, decode
-from tests.strategies import corrupted_streams, cut_streams, live_streams, streams
+from tests.strategies import corrupted_streams, cut_streams, examples, live_streams, streams
 from tests.streamwriter import StreamWriter, simple_stream
 from tests.truth import fixture_names, load_manifest, open_fixture
 from vmstream.stream.events import Anomaly, Gap, PageBatch
@@ -69,26 +69,26 @@ def test_fixtures_cut_and_damaged(name: str) -> None:
         assert_tiles(decode(changed).events, len(data))
 
 
-@settings(deadline=None, max_examples=60)
+@settings(deadline=None, max_examples=examples(60))
 @given(streams(xbzrle=True, compress=True, fills=True, announce="any"))
 def test_streams(w: StreamWriter) -> None:
     tiles(bytes(w))
 
 
-@settings(deadline=None, max_examples=60)
+@settings(deadline=None, max_examples=examples(60))
 @given(cut_streams())
 def test_cut_streams(cut: tuple[StreamWriter, int]) -> None:
     w, length = cut
     tiles(bytes(w.data[:length]))
 
 
-@settings(deadline=None, max_examples=100)
+@settings(deadline=None, max_examples=examples(100))
 @given(corrupted_streams())
 def test_corrupted_streams(data: bytes) -> None:
     tiles(data)
 
 
-@settings(deadline=None, max_examples=60)
+@settings(deadline=None, max_examples=examples(60))
 @given(live_streams(), st.integers(0, 1 << 32))
 def test_iterable_sections(w: StreamWriter, seed: int) -> None:
     """Whole, cut, and with some bytes changed."""
@@ -102,19 +102,19 @@ def test_iterable_sections(w: StreamWriter, seed: int) -> None:
     tiles(bytes(changed))
 
 
-@settings(deadline=None, max_examples=60)
+@settings(deadline=None, max_examples=examples(60))
 @given(streams(max_pages=12), st.binary(max_size=40), st.sampled_from((0, 1, 63, 64, 65, 5000)))
 def test_something_behind_the_stream(w: StreamWriter, behind: bytes, zeros: int) -> None:
     tiles(bytes(w) + bytes(zeros) + behind)
 
 
-@settings(deadline=None, max_examples=100)
+@settings(deadline=None, max_examples=examples(100))
 @given(st.binary(max_size=200), st.sampled_from((b"", b"QEVM\0\0\0\3", b"QEVM\0\0\0\3\7")))
 def test_any_bytes(data: bytes, head: bytes) -> None:
     tiles(head + data)
 
 
-@settings(deadline=None, max_examples=60)
+@settings(deadline=None, max_examples=examples(60))
 @given(st.integers(0, 1 << 32))
 def test_stretches_of_other_streams(seed: int) -> None:
     """Pieces of legal streams in any order are no legal stream, and full of plausible items."""

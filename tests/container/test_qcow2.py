@@ -22,6 +22,7 @@ from tests.commandline import vmstream
 from tests.decoding import assert_tiles, owned
 from tests.ops.test_extract import pipe_of
 from tests.qcow2images import COPIED, FULL, PACKED, Image, Saved, build
+from tests.strategies import examples
 from tests.streamwriter import simple_stream
 from tests.truth import (
     check_block,
@@ -194,7 +195,7 @@ def test_plain_clusters_of_version_2() -> None:
 
 @pytest.mark.parametrize("shape", SHAPES[:-1], ids=str)
 @given(data=st.data())
-@settings(max_examples=25)
+@settings(max_examples=examples(25))
 def test_any_window(shape: dict[str, object], data: st.DataObject) -> None:
     """In any order, of any length: the same bytes."""
     image = build([Saved("a", TEXT, kinds_of(shape))], **shape)  # type: ignore[arg-type]
@@ -690,7 +691,7 @@ IMAGES = list(every_shape())
         min_size=1, max_size=6,
     ),
 )  # fmt: skip
-@settings(max_examples=400)
+@settings(max_examples=examples(400))
 def test_mutation(number: int, changes: list[tuple[float, bool, int]]) -> None:
     image = IMAGES[number]
     data = bytearray(image.data)

@@ -14,7 +14,7 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, 
 
 from tests import streamwriter as sw
 from tests.decoding import decode
-from tests.strategies import streams
+from tests.strategies import examples, streams
 from tests.streamwriter import StreamWriter
 from tests.truth import load_manifest, open_fixture
 from vmstream.guest import coverage as coverage_module
@@ -45,7 +45,7 @@ def test_an_empty_bitmap(size: int) -> None:
     assert bitmap.members(0, size).tolist() == [True] * size
 
 
-@settings(deadline=None, max_examples=50)
+@settings(deadline=None, max_examples=examples(50))
 @given(st.integers(0, 70), st.integers(0, 70), st.booleans())
 def test_ranges_at_any_bit(first: int, stop: int, full: bool) -> None:
     bitmap = PageBitmap(70)
@@ -117,7 +117,9 @@ class BitmapIsASet(RuleBasedStateMachine):
         assert self.bitmap.count() == len(self.truth)
 
 
-BitmapIsASet.TestCase.settings = settings(max_examples=60, stateful_step_count=30, deadline=None)
+BitmapIsASet.TestCase.settings = settings(
+    max_examples=examples(60), stateful_step_count=30, deadline=None
+)
 TestBitmapIsASet = BitmapIsASet.TestCase
 
 
@@ -295,13 +297,13 @@ any_records = st.lists(
 cuts = st.lists(st.integers(1, 60), max_size=6)
 
 
-@settings(deadline=None, max_examples=120)
+@settings(deadline=None, max_examples=examples(120))
 @given(any_records, cuts, st.sampled_from((1024, 4096, 65536)))
 def test_any_records(records: list[Record], cuts: list[int], page_size: int) -> None:
     account(records, cuts, 21, page_size)
 
 
-@settings(deadline=None, max_examples=100)
+@settings(deadline=None, max_examples=examples(100))
 @given(st.lists(st.sets(st.integers(0, 40)), min_size=1, max_size=6), cuts)
 def test_scans_in_order(scans: list[set[int]], cuts: list[int]) -> None:
     """What QEMU does: up through the blocks, over and over."""
@@ -310,7 +312,7 @@ def test_scans_in_order(scans: list[set[int]], cuts: list[int]) -> None:
         account(records, cuts, 41, PAGE)
 
 
-@settings(deadline=None, max_examples=100)
+@settings(deadline=None, max_examples=examples(100))
 @given(
     st.lists(
         st.tuples(st.integers(0, 2), st.integers(0, 80), st.integers(1, 30), st.booleans()),
@@ -391,7 +393,7 @@ def test_a_block_of_a_tebibyte() -> None:
     assert found.pass_count == 2
 
 
-@settings(deadline=None, max_examples=40)
+@settings(deadline=None, max_examples=examples(40))
 @given(streams(xbzrle=True, compress=True))
 def test_streams(w: StreamWriter) -> None:
     batches = decode(w.data).of(PageBatch)

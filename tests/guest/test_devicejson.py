@@ -9,6 +9,7 @@ import pytest
 from hypothesis import given, settings, strategies as st
 
 from tests.report.test_models import validator
+from tests.strategies import examples
 from vmstream.errors import EncodeError
 from vmstream.guest.devicejson import EMPTY, to_bytes, to_json
 from vmstream.guest.devices import DeviceTree, Node, Section
@@ -94,7 +95,7 @@ def test_text() -> None:
         assert one["value"] == odd.hex()
 
 
-@settings(max_examples=60)
+@settings(max_examples=examples(60))
 @given(st.binary(max_size=60), st.data())
 def test_whatever_is_described(body: bytes, data: st.DataObject) -> None:
     """Descriptions that lie, too: the state comes back."""

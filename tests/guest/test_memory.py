@@ -14,7 +14,7 @@ from hypothesis import given, settings, strategies as st
 from numpy.typing import NDArray
 
 from tests.decoding import BytesSource, CutSource
-from tests.strategies import streams
+from tests.strategies import examples, streams
 from tests.streamwriter import RamBlock, StreamWriter
 from vmstream.errors import IntegrityError
 from vmstream.guest import memory as memory_module
@@ -113,7 +113,7 @@ def poisoned(w: StreamWriter, seed: int, late_end: bool = False) -> CutSource:
 
 
 @given(streams(xbzrle=True, compress=True, fills=True), st.integers(0, 1 << 32), st.booleans())
-@settings(max_examples=150)
+@settings(max_examples=examples(150))
 def test_every_block_is_what_the_writer_says(w: StreamWriter, seed: int, late_end: bool) -> None:
     sinks, places = whole(blocks_of(w))
     # The writer's sizes include those that a probe cannot tell from so few pages.
@@ -127,7 +127,7 @@ def test_every_block_is_what_the_writer_says(w: StreamWriter, seed: int, late_en
     st.integers(0, 1 << 32),
     st.data(),
 )
-@settings(max_examples=100)
+@settings(max_examples=examples(100))
 def test_split_placements(w: StreamWriter, seed: int, data: st.DataObject) -> None:
     """Blocks cut in stretches that go to one sink in any order, and some that go nowhere."""
     pieces: list[tuple[int, int, int]] = []
@@ -491,7 +491,7 @@ def test_an_encoding_that_nobody_knows() -> None:
     streams(page_sizes=(4096, 1024, 65536), xbzrle=True, compress=True, fills=True, max_pages=40),
     st.integers(0, 1 << 32),
 )
-@settings(max_examples=25)
+@settings(max_examples=examples(25))
 def test_into_real_files(
     tmp_path_factory: pytest.TempPathFactory, w: StreamWriter, seed: int
 ) -> None:

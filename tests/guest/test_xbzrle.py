@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings, strategies as st
 
+from tests.strategies import examples
 from tests.streamwriter import uleb14, xbzrle_encode
 from vmstream.guest import xbzrle as xbzrle_module
 from vmstream.guest.xbzrle import apply_deltas
@@ -88,20 +89,20 @@ def payload_of(parts: Sequence[tuple[int, int]], seed: int) -> bytes:
     return b"".join(uleb14(same) + uleb14(new) + rng.randbytes(new) for same, new in parts)
 
 
-@settings(deadline=None, max_examples=150)
+@settings(deadline=None, max_examples=examples(150))
 @given(st.lists(tokens, min_size=1, max_size=12), st.integers(0, 1 << 32), st.integers(0, 5))
 def test_any_tokens(parts: list[list[tuple[int, int]]], seed: int, tail: int) -> None:
     """Legal or not: zero counts, beyond the page."""
     check([payload_of(p, seed) for p in parts], seed=seed, tail=tail)
 
 
-@settings(deadline=None, max_examples=150)
+@settings(deadline=None, max_examples=examples(150))
 @given(st.lists(st.binary(min_size=1, max_size=40), min_size=1, max_size=20), st.integers(0, 5))
 def test_any_bytes(payloads: list[bytes], tail: int) -> None:
     check(payloads, 256, tail=tail)
 
 
-@settings(deadline=None, max_examples=60)
+@settings(deadline=None, max_examples=examples(60))
 @given(tokens, st.data())
 def test_cut_and_changed(parts: list[tuple[int, int]], data: st.DataObject) -> None:
     payload = bytearray(payload_of(parts, 1))

@@ -17,6 +17,7 @@ import vmstream
 from tests.channelwriter import FLAGS, SYNC, ChannelWriter
 from tests.commandline import no_leftovers
 from tests.decoding import BytesSource
+from tests.strategies import examples
 from tests.streamwriter import RamBlock, StreamWriter, be64, cstr8
 from tests.truth import (
     channel_names,
@@ -572,7 +573,7 @@ def build(plan: dict[str, Any], directory: Path) -> tuple[Path, list[Path], dict
     return directory / "main", paths, truth
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=examples(60), deadline=None)
 @given(migrations())
 def test_however_pages_are_parted(
     tmp_path_factory: pytest.TempPathFactory, plan: dict[str, Any]

@@ -24,7 +24,7 @@ from hypothesis import given, settings, strategies as st
 from tests import streamwriter as sw
 from tests.commandline import no_leftovers
 from tests.dumps import DumpRange, elf_ranges, lime_ranges, read_range
-from tests.strategies import corrupted_streams, cut_streams
+from tests.strategies import corrupted_streams, cut_streams, examples
 from tests.streamwriter import Device, Field, RamBlock, StreamWriter, simple_stream
 from tests.truth import (
     FIXTURES,
@@ -599,7 +599,7 @@ def test_flipped_bits_of_the_header(tmp_path: Path) -> None:
 
 
 @given(st.one_of(corrupted_streams(), cut_streams().map(lambda c: bytes(c[0])[: c[1]])))
-@settings(max_examples=150)
+@settings(max_examples=examples(150))
 def test_any_damage(tmp_path_factory: pytest.TempPathFactory, data: bytes) -> None:
     """Only our own errors, with files or without, and never both."""
     directory = tmp_path_factory.mktemp("damage")

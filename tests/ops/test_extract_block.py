@@ -12,6 +12,7 @@ from hypothesis import given, settings, strategies as st
 from tests import streamwriter as sw
 from tests.commandline import no_leftovers
 from tests.decoding import BytesSource, CutSource
+from tests.strategies import examples
 from tests.streamwriter import Device, Field, RamBlock, StreamWriter
 from tests.truth import block_sums, data_extents, fixture_file, load_manifest, open_fixture
 from vmstream.container.open import OpenStream
@@ -108,7 +109,7 @@ def test_one_disk(tmp_path: Path) -> None:
     assert [p.name for p in tmp_path.iterdir()] == ["x"]
 
 
-@settings(deadline=None, max_examples=12)
+@settings(deadline=None, max_examples=examples(12))
 @given(st.integers(0, 1 << 32), st.booleans())
 def test_the_last_copy_counts(
     tmp_path_factory: pytest.TempPathFactory, seed: int, footers: bool

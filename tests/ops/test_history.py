@@ -24,7 +24,7 @@ from tests.channelwriter import ChannelWriter
 from tests.decoding import decode
 from tests.ops.test_channels import small
 from tests.ops.test_extract import simple, withdrawn
-from tests.strategies import streams
+from tests.strategies import examples, streams
 from tests.streamwriter import RamBlock, StreamWriter
 from tests.truth import fixture_file, open_fixture
 from vmstream.container.open import OpenStream
@@ -210,7 +210,7 @@ def test_fixtures(name: str, tmp_path: Path) -> None:
 
 
 @given(streams(xbzrle=True, compress=True, fills=True), st.data())
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=examples(30), deadline=None)
 def test_streams(
     tmp_path_factory: pytest.TempPathFactory, w: StreamWriter, data: st.DataObject
 ) -> None:

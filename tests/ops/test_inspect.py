@@ -14,7 +14,7 @@ from hypothesis import given, settings, strategies as st
 
 from tests import streamwriter as sw
 from tests.decoding import BytesSource
-from tests.strategies import corrupted_streams, cut_streams, streams
+from tests.strategies import corrupted_streams, cut_streams, examples, streams
 from tests.streamwriter import Device, Field, RamBlock, StreamWriter, simple_stream
 from tests.truth import fixture_names, load_manifest, open_fixture
 from vmstream.errors import FormatError, StreamError, TruncatedError, UnsupportedError
@@ -289,7 +289,7 @@ def test_uuid() -> None:
 # ---- made streams ----------------------------------------------------------------------------
 
 
-@settings(deadline=None, max_examples=30)
+@settings(deadline=None, max_examples=examples(30))
 @given(streams(xbzrle=True, compress=True, fills=True))
 def test_streams(w: StreamWriter) -> None:
     report = look(bytes(w))
@@ -310,7 +310,7 @@ def test_streams(w: StreamWriter) -> None:
     json.dumps(dataclasses.asdict(report))
 
 
-@settings(deadline=None, max_examples=80)
+@settings(deadline=None, max_examples=examples(80))
 @given(corrupted_streams() | cut_streams().map(lambda c: bytes(c[0].data[: c[1]])), st.booleans())
 def test_any_damage(data: bytes, quick: bool) -> None:
     """An account or a StreamError, and every account can be written down."""

@@ -10,6 +10,7 @@ from hypothesis import given, settings, strategies as st
 
 from tests import streamwriter as sw
 from tests.decoding import BytesSource
+from tests.strategies import examples
 from tests.streamwriter import Device, RamBlock, StreamWriter
 from tests.truth import load_manifest, open_fixture
 from vmstream.ops import live as ops_live
@@ -165,7 +166,7 @@ def pack(bits: list[int]) -> bytes:
     return number.to_bytes(-(-len(bits) // 256) * 32, "little")
 
 
-@settings(deadline=None, max_examples=60)
+@settings(deadline=None, max_examples=examples(60))
 @given(st.integers(0, 1 << 32), st.sampled_from((512, 4096, 65536)), st.integers(1, 3))
 def test_bits(seed: int, granularity: int, chunks: int) -> None:
     rng = random.Random(seed)

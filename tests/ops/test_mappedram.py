@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 
 from tests.containers import image_file
 from tests.mappedreader import MappedFile
+from tests.strategies import examples
 from tests.streamwriter import EOF, StreamWriter
 from tests.truth import (
     check_block_bytes,
@@ -254,7 +255,7 @@ def written(pages: Pages, path: Path, front: int = 0) -> MappedFile:
     return MappedFile(path, front)
 
 
-@settings(max_examples=50)
+@settings(max_examples=examples(50))
 @given(made_pages(), st.integers(0, 2 * MIB))
 def test_any_pages(tmp_path_factory: pytest.TempPathFactory, pages: Made, front: int) -> None:
     path = tmp_path_factory.mktemp("mapped") / "out"

@@ -33,7 +33,7 @@ from tests.ops.test_extract import (
     simple,
     withdrawn,
 )
-from tests.strategies import corrupted_streams, cut_streams, streams
+from tests.strategies import corrupted_streams, cut_streams, examples, streams
 from tests.streamwriter import Item, RamBlock, StreamWriter
 from tests.truth import (
     TRUTH_PAGE,
@@ -292,7 +292,7 @@ def test_random_reads(name: str, tmp_path: Path) -> None:
 
 
 @given(streams(fills=True, xbzrle=True, compress=True, vmdescription=True), st.integers(0, 3))
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=examples(60), deadline=None)
 def test_built_streams(
     tmp_path_factory: pytest.TempPathFactory, w: StreamWriter, which: int
 ) -> None:
@@ -311,7 +311,7 @@ def test_built_streams(
 
 
 @given(st.one_of(corrupted_streams(), cut_streams().map(lambda c: bytes(c[0])[: c[1]])))
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=examples(60), deadline=None)
 def test_damage(tmp_path_factory: pytest.TempPathFactory, data: bytes) -> None:
     """Only errors of ours, and memory only where extraction gives an image, and the same."""
     directory = tmp_path_factory.mktemp("memory")

@@ -12,7 +12,7 @@ from hypothesis import given, settings, strategies as st
 
 from tests.decoding import decode
 from tests.ops.test_rewrite import rewritten
-from tests.strategies import streams
+from tests.strategies import examples, streams
 from tests.streamwriter import RamBlock, StreamWriter, simple_stream
 from tests.truth import fixture_file, fixture_names, load_manifest, open_fixture
 from vmstream.container.open import OpenStream
@@ -68,7 +68,7 @@ def test_every_kind_of_record(tmp_path: Path) -> None:
     assert decode(out, strict=True).error is None
 
 
-@settings(max_examples=60)
+@settings(max_examples=examples(60))
 @given(streams(xbzrle=True, compress=True, fills=True), st.integers(0, 1 << 32))
 def test_any_stream(tmp_path_factory: pytest.TempPathFactory, w: StreamWriter, seed: int) -> None:
     """Also pages that were never sent, with other edits beside them."""

@@ -12,7 +12,7 @@ from hypothesis import given, settings, strategies as st
 from tests import streamwriter as sw
 from tests.decoding import BytesSource, assert_tiles
 from tests.ops.test_extract import pipe_of
-from tests.strategies import streams
+from tests.strategies import examples, streams
 from tests.streamwriter import Device, Field, RamBlock, StreamWriter
 from tests.truth import fixture_file, fixture_names, open_fixture
 from vmstream.errors import UnsupportedError
@@ -145,7 +145,7 @@ def test_a_pipe_is_refused(tmp_path: Path) -> None:
 
 
 @given(streams(vmdescription=True), st.integers(0, 200))
-@settings(max_examples=60)
+@settings(max_examples=examples(60))
 def test_never_something_else(w: StreamWriter, padding: int) -> None:
     """Lookalikes everywhere: either the tail is found as it is, or it is said that it is not."""
     if padding:

@@ -16,7 +16,7 @@ from tests import streamwriter as sw
 from tests.channelwriter import ChannelWriter
 from tests.decoding import BytesSource, CutSource
 from tests.ops.test_extract import pipe_of
-from tests.strategies import streams
+from tests.strategies import examples, streams
 from tests.streamwriter import Device, Field, Item, RamBlock, StreamWriter, simple_stream
 from tests.truth import channel_names, fixture_file, load_manifest, open_fixture
 from vmstream.ops.channels import Channels
@@ -139,7 +139,7 @@ framed = st.one_of(
 
 
 @given(framed, st.integers(0, 1 << 16))
-@settings(max_examples=80)
+@settings(max_examples=examples(80))
 def test_items(w: StreamWriter, seed: int) -> None:
     data = bytes(w)
     found = lines(data, page_size=w.page_size)
@@ -148,7 +148,7 @@ def test_items(w: StreamWriter, seed: int) -> None:
 
 
 @given(framed)
-@settings(max_examples=40)
+@settings(max_examples=examples(40))
 def test_lines_tile_the_stream(w: StreamWriter) -> None:
     data = bytes(w)
     at = 0
@@ -480,7 +480,7 @@ def test_kinds_with_damage() -> None:
 
 
 @given(framed, st.data())
-@settings(max_examples=60)
+@settings(max_examples=examples(60))
 def test_range(w: StreamWriter, data: st.DataObject) -> None:
     """Items with bytes in the range, whole."""
     raw = bytes(w)

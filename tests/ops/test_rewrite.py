@@ -11,7 +11,7 @@ from hypothesis import given, settings
 
 from tests.commandline import no_leftovers
 from tests.decoding import BytesSource
-from tests.strategies import corrupted_streams
+from tests.strategies import corrupted_streams, examples
 from tests.streamwriter import simple_stream
 from tests.truth import fixture_file, fixture_names, open_fixture, qcow2_file
 from vmstream.container.open import OpenStream
@@ -49,7 +49,7 @@ def test_of_a_damaged_one_too(name: str, tmp_path: Path) -> None:
         assert (tmp_path / "out").read_bytes() == cut
 
 
-@settings(max_examples=60)
+@settings(max_examples=examples(60))
 @given(corrupted_streams())
 def test_whatever_it_is(tmp_path_factory: pytest.TempPathFactory, data: bytes) -> None:
     path = tmp_path_factory.mktemp("rewrite") / "in"

@@ -12,6 +12,7 @@ from hypothesis import given, settings, strategies as st
 import vmstream
 from tests.ops.test_extract import FOUR_GIB, GIB, simple
 from tests.ops.test_memory import holed
+from tests.strategies import examples
 from tests.streamwriter import StreamWriter
 from vmstream.errors import OutputError
 from vmstream.ops import search as module
@@ -127,7 +128,7 @@ def test_expressions(tmp_path: Path) -> None:
 
 
 @given(st.data())
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=examples(25), deadline=None)
 def test_as_in_one_piece(tmp_path_factory: pytest.TempPathFactory, data: st.DataObject) -> None:
     """With steps so small that everything is near an edge of one."""
     rng = random.Random(data.draw(st.integers(0, 999)))

@@ -14,6 +14,7 @@ import pytest
 from hypothesis import given, settings, strategies as st
 
 from tests.commandline import no_leftovers
+from tests.strategies import examples
 from tests.truth import data_extents
 from vmstream.errors import EncodeError, TruncatedError
 from vmstream.ops import splice as module
@@ -94,7 +95,7 @@ def maker(data: bytes, rng: random.Random) -> Callable[[Target], None]:
     return make
 
 
-@settings(max_examples=80)
+@settings(max_examples=examples(80))
 @given(st.integers(0, 1 << 32), st.booleans(), st.booleans())
 def test_any_splices(
     tmp_path_factory: pytest.TempPathFactory, seed: int, sparse: bool, ahead: bool

@@ -20,7 +20,7 @@ import vmstream
 from tests import streamwriter as sw
 from tests.commandline import environment
 from tests.decoding import assert_tiles, facts, owned
-from tests.strategies import streams
+from tests.strategies import examples, streams
 from tests.streamwriter import RamBlock, StreamWriter, simple_stream
 from tests.truth import (
     check_block_bytes,
@@ -66,7 +66,7 @@ def test_fixtures(name: str, tmp_path: Path) -> None:
 
 
 @given(streams())
-@settings(max_examples=40)
+@settings(max_examples=examples(40))
 def test_built_streams(tmp_path_factory: pytest.TempPathFactory, w: StreamWriter) -> None:
     """The head that was read ahead is handed out again, whole and in order."""
     path = tmp_path_factory.mktemp("stream") / "s"

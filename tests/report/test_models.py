@@ -19,7 +19,7 @@ from hypothesis import given, settings
 from tests.commandline import ROOT, environment
 from tests.decoding import BytesSource
 from tests.qcow2images import Saved, build
-from tests.strategies import live_streams
+from tests.strategies import examples, live_streams
 from tests.streamwriter import Device, Field, RamBlock, StreamWriter
 from tests.truth import fixture_file, fixture_names, open_fixture, qcow2_file, qcow2_names
 from vmstream.errors import OutputError
@@ -172,7 +172,7 @@ def test_extract(name: str, options: dict[str, Any], tmp_path: Path) -> None:
         assert told["schema"] == BLOCKS_SCHEMA == "vmstream.blocks/1"
 
 
-@settings(deadline=None, max_examples=20)
+@settings(deadline=None, max_examples=examples(20))
 @given(live_streams())
 def test_inspect_of_iterable_sections(w: StreamWriter) -> None:
     found = json.loads(dumps(inspect(BytesSource(bytes(w)))[0]))

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given, settings, strategies as st
 
 from tests.decoding import CutSource, decode
-from tests.strategies import corrupted_streams, cut_streams, live_streams, streams
+from tests.strategies import corrupted_streams, cut_streams, examples, live_streams, streams
 from tests.streamwriter import StreamWriter
 from tests.truth import fixture_names, open_fixture
 from vmstream.errors import EncodeError
@@ -52,7 +52,7 @@ def test_every_event_is_made_anew_from_what_it_says(name: str) -> None:
     assert mapped or left_out < len(data) // 2
 
 
-@settings(max_examples=60)
+@settings(max_examples=examples(60))
 @given(
     streams(fills=True, xbzrle=True, compress=True) | live_streams(),
     st.sampled_from((0, 1, 5000)),
@@ -66,13 +66,13 @@ def test_any_stream_is_made_anew(writer: StreamWriter, window: int) -> None:
     assert assert_made_anew(data, found.events) == 0
 
 
-@settings(max_examples=60)
+@settings(max_examples=examples(60))
 @given(corrupted_streams(), st.booleans())
 def test_of_a_damaged_one_all_that_is_read(data: bytes, cut: bool) -> None:
     assert_made_anew(data, decode(data, CutSource(data) if cut else None).events)
 
 
-@settings(max_examples=60)
+@settings(max_examples=examples(60))
 @given(cut_streams())
 def test_of_a_cut_one_all_that_is_read(cut: tuple[StreamWriter, int]) -> None:
     data = bytes(cut[0])[: cut[1]]

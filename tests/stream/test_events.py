@@ -12,7 +12,7 @@ import pytest
 from hypothesis import given, settings
 
 from tests.decoding import COLUMNS, decode
-from tests.strategies import streams
+from tests.strategies import examples, streams
 from tests.streamwriter import RamBlock, StreamWriter
 from vmstream.stream import events, walk
 from vmstream.stream.events import Event, PageBatch, PageColumns, RAMBlock, Run
@@ -170,7 +170,7 @@ def test_runs_are_maximal() -> None:
     check_runs(batch_of(mixed()).detach())
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=examples(40), deadline=None)
 @given(streams(xbzrle=True, compress=True, fills=True))
 def test_runs_of_any_stream(w: StreamWriter) -> None:
     for batch in decode(w.data).of(PageBatch):

@@ -9,7 +9,7 @@ from hypothesis import given, settings, strategies as st
 
 from tests import streamwriter as sw
 from tests.decoding import CutSource, Decoded, assert_tiles, decode, facts
-from tests.strategies import LIVE_IDS, live_streams
+from tests.strategies import LIVE_IDS, examples, live_streams
 from tests.streamwriter import Device, Field, RamBlock, StreamWriter
 from tests.truth import open_fixture
 from vmstream.errors import (
@@ -76,14 +76,14 @@ def check(w: StreamWriter, found: Decoded) -> None:
     assert found.of(VMDescription)
 
 
-@settings(deadline=None, max_examples=80)
+@settings(deadline=None, max_examples=examples(80))
 @given(live_streams())
 def test_every_record(w: StreamWriter) -> None:
     """With footers and without: a body ends where its records do."""
     check(w, decode(bytes(w)))
 
 
-@settings(deadline=None, max_examples=10)
+@settings(deadline=None, max_examples=examples(10))
 @given(live_streams(disks=True))
 def test_every_record_with_disks(w: StreamWriter) -> None:
     check(w, decode(bytes(w)))
@@ -328,7 +328,7 @@ def test_names_of_bitmaps_go_on_from_part_to_part() -> None:
     assert names == [b"a", b"b", b"b", b"a", b"a"]
 
 
-@settings(deadline=None, max_examples=25)
+@settings(deadline=None, max_examples=examples(25))
 @given(live_streams(), st.integers(0, 1 << 32))
 def test_however_the_input_is_cut(w: StreamWriter, seed: int) -> None:
     data = bytes(w)

@@ -14,6 +14,7 @@ from hypothesis import given, settings, strategies as st
 
 from tests import streamwriter as sw
 from tests.decoding import BytesSource, CutSource, Decoded, assert_tiles, decode, owned
+from tests.strategies import examples
 from tests.streamwriter import StreamWriter
 from tests.truth import open_fixture
 from vmstream.errors import (
@@ -231,7 +232,7 @@ def test_shared_blocks_that_are_left_out(origin: int) -> None:
     assert isinstance(decode(one).errors[0], IntegrityError)
 
 
-@settings(deadline=None, max_examples=40)
+@settings(deadline=None, max_examples=examples(40))
 @given(
     st.lists(
         st.tuples(

@@ -8,6 +8,7 @@ import pytest
 from hypothesis import given, settings, strategies as st
 
 from tests import streamwriter as sw
+from tests.strategies import examples
 from tests.streamwriter import StreamWriter
 from vmstream.stream.events import RAMBlock
 from vmstream.stream.probe import next_record, probe_page_size
@@ -79,7 +80,7 @@ def test_probe_of_too_little(data: bytes) -> None:
     assert probe_page_size(memoryview(data), 0, {b"a"}, flat=False) is None
 
 
-@settings(deadline=None, max_examples=200)
+@settings(deadline=None, max_examples=examples(200))
 @given(st.binary(max_size=300), st.booleans())
 def test_probe_of_anything(data: bytes, flat: bool) -> None:
     found = probe_page_size(memoryview(data), 0, {b"a"}, flat=flat)

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings, strategies as st
 
 from tests import streamwriter as sw
-from tests.strategies import lookalikes, page_body
+from tests.strategies import examples, lookalikes, page_body
 from tests.streamwriter import Item, StreamWriter
 from vmstream.errors import FormatError, IntegrityError
 from vmstream.stream import scanner, walk
@@ -270,7 +270,7 @@ def test_flat_space_has_no_names() -> None:
     check(w, behind=sw.be64(sw.FLAG_EOS))
 
 
-@settings(deadline=None, max_examples=120)
+@settings(deadline=None, max_examples=examples(120))
 @given(
     st.sampled_from((1024, 4096, 65536)),
     st.lists(

@@ -11,6 +11,7 @@ from hypothesis import given, settings, strategies as st
 
 from tests import streamwriter as sw
 from tests.decoding import assert_tiles, decode
+from tests.strategies import examples
 from tests.streamwriter import Device, Field, StreamWriter, Subsection
 from tests.truth import open_fixture
 from vmstream.errors import FormatError, IntegrityError, LimitError, StreamError, TruncatedError
@@ -140,7 +141,7 @@ def test_no_frame(data: bytes) -> None:
     assert found(data) is None
 
 
-@settings(deadline=None, max_examples=200)
+@settings(deadline=None, max_examples=examples(200))
 @given(st.binary(max_size=200))
 def test_no_frame_in_anything(data: bytes) -> None:
     assert found(data) is None
@@ -226,7 +227,7 @@ def test_nothing_there() -> None:
     assert plausible(b"", at_end=True) is True
 
 
-@settings(deadline=None, max_examples=200)
+@settings(deadline=None, max_examples=examples(200))
 @given(st.binary(max_size=300), st.integers(0, 300))
 def test_plausible_does_not_change_its_mind(data: bytes, cut: int) -> None:
     """What is told from a part of the bytes is told from all of them."""
@@ -746,7 +747,7 @@ def test_a_lie_in_a_deep_description(depth: int, form: str) -> None:
             assert strict
 
 
-@settings(deadline=None, max_examples=150)
+@settings(deadline=None, max_examples=examples(150))
 @given(st.integers(0, 1 << 32), st.booleans(), st.sampled_from((True, False, None)))
 def test_damaged_tails(seed: int, vmdescription: bool, footers: bool | None) -> None:
     rng = random.Random(seed)

@@ -7,6 +7,7 @@ import pytest
 from hypothesis import given, settings, strategies as st
 
 from tests import streamwriter as sw
+from tests.strategies import examples
 from vmstream.stream.events import PageBatch, PageColumns, RAMBlock
 from vmstream.stream.scanner import RAMState, scan_records
 from vmstream.stream.walk import FEW_RUNS, gather
@@ -65,7 +66,7 @@ def test_beyond_the_block_is_left_to_the_columns() -> None:
     assert (pos, needed) == (batch.end, 0)
 
 
-@settings(deadline=None, max_examples=60)
+@settings(deadline=None, max_examples=examples(60))
 @given(
     st.lists(
         st.tuples(

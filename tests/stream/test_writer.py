@@ -15,7 +15,7 @@ import vmstream
 from tests import streamwriter as sw
 from tests.decoding import decode
 from tests.qemu import Guest, Qemu
-from tests.strategies import SEEDS, block_names, devices
+from tests.strategies import SEEDS, block_names, devices, examples
 from vmstream.errors import EncodeError
 from vmstream.stream.events import (
     Anomaly,
@@ -184,7 +184,7 @@ RUNS = st.lists(
 )
 
 
-@settings(max_examples=30)
+@settings(max_examples=examples(30))
 @given(st.data())
 def test_the_same_as_the_independent_writer(
     tmp_path_factory: pytest.TempPathFactory, data: st.DataObject
@@ -267,7 +267,7 @@ def test_the_same_as_the_independent_writer(
 CALLS = ("part", "end", "close", "device", "pages", "zero_pages", "block_list", "start", "finish")
 
 
-@settings(max_examples=100)
+@settings(max_examples=examples(100))
 @given(SEEDS)
 def test_whatever_is_called(seed: int) -> None:
     """What is refused writes nothing; what is accepted is a stream without findings."""

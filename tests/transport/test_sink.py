@@ -17,6 +17,7 @@ import pytest
 from hypothesis import HealthCheck, example, given, settings, strategies as st
 
 from tests.commandline import environment
+from tests.strategies import examples
 from vmstream.errors import OutputError
 from vmstream.transport import sink
 from vmstream.transport.sink import (
@@ -341,7 +342,7 @@ page_runs = st.lists(
 
 @given(page_runs, st.sampled_from((1024, 4096, 65536)), st.integers(0, 100))
 @example([(0, 1, 8), (1, 257, 8), (0, 300, 8)], 4096, 3)  # more than is gathered at once
-@settings(max_examples=40, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=examples(40), suppress_health_check=[HealthCheck.function_scoped_fixture])
 def test_write_pages(
     tmp_path_factory: pytest.TempPathFactory, runs: list[tuple[int, int, int]], size: int, pad: int
 ) -> None:
@@ -369,7 +370,7 @@ def test_write_pages(
     path.unlink()
 
 
-@settings(max_examples=30, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=examples(30), suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(seed=st.integers(0, 1 << 32), alignment=st.integers(0, 9))
 def test_write_sparse(tmp_path: Path, seed: int, alignment: int) -> None:
     """Blocks of zeros are left out, and made where something else may stand."""

@@ -19,6 +19,7 @@ from hypothesis import given, settings, strategies as st
 from numpy.typing import NDArray
 
 from tests.decoding import decode, facts
+from tests.strategies import examples
 from tests.streamwriter import simple_stream
 from vmstream.errors import OutputError, TruncatedError, UnsupportedError
 from vmstream.stream.events import Gap
@@ -124,7 +125,7 @@ def test_a_file_from_end_to_end(path: Path, way: str) -> None:
         assert (bytes(view), base, at_end) == (b"", len(DATA), True)
 
 
-@settings(deadline=None, max_examples=100)
+@settings(deadline=None, max_examples=examples(100))
 @given(st.integers(0, len(DATA)), st.integers(1, 1 << 19), st.integers(0, len(DATA)), st.booleans())
 def test_any_window(
     tmp_path_factory: pytest.TempPathFactory, offset: int, need: int, start: int, mapped: bool

@@ -13,7 +13,7 @@ from construct import Bytes, Const, Int8ub, Int16ub, Int32ub, Int64ub, Struct
 from hypothesis import given, settings, strategies as st
 
 from tests import streamwriter as sw
-from tests.strategies import fake_heads, lookalikes
+from tests.strategies import examples, fake_heads, lookalikes
 from vmstream.wire import grammar, layout
 from vmstream.wire.constants import TARGET_PAGE_SIZES
 from vmstream.wire.layout import ZSTD_BLOCK, ZSTD_BLOCK_HEAD, zstd_block
@@ -141,7 +141,7 @@ def walk(data: bytes, pos: int, page_size: int, modifiers: int, longest: int) ->
     return found, pos
 
 
-@settings(deadline=None, max_examples=100)
+@settings(deadline=None, max_examples=examples(100))
 @given(
     st.sampled_from(PAGE_SIZES),
     st.sampled_from((0, sw.FLAG_CONTINUE)),

@@ -12,7 +12,7 @@ from hypothesis import given, settings, strategies as st
 
 from tests import streamwriter as sw
 from tests.containers import lzop, save_image
-from tests.strategies import block_names
+from tests.strategies import block_names, examples
 from tests.streamwriter import RamBlock, StreamWriter
 from vmstream.errors import FormatError, IntegrityError, LimitError, UnsupportedError
 from vmstream.wire import parse
@@ -347,7 +347,7 @@ lists = st.lists(
 )
 
 
-@settings(deadline=None, max_examples=150)
+@settings(deadline=None, max_examples=examples(150))
 @given(lists, st.sampled_from(("plain", "gpa", "ignored")))
 def test_any_block_list(entries: list[tuple[str, int, int | None, int, int]], variant: str) -> None:
     raw, want = b"", []
@@ -371,7 +371,7 @@ def test_any_block_list(entries: list[tuple[str, int, int | None, int, int]], va
     assert used == len(raw)
 
 
-@settings(deadline=None, max_examples=200)
+@settings(deadline=None, max_examples=examples(200))
 @given(st.binary(max_size=400), st.integers(0, 1 << 40), st.booleans())
 def test_any_bytes_as_a_block_list(data: bytes, total: int, shared: bool) -> None:
     try:
@@ -382,7 +382,7 @@ def test_any_bytes_as_a_block_list(data: bytes, total: int, shared: bool) -> Non
     assert used <= len(data)
 
 
-@settings(deadline=None, max_examples=300)
+@settings(deadline=None, max_examples=examples(300))
 @given(st.binary(max_size=400))
 def test_any_bytes_as_anything_rare(data: bytes) -> None:
     readers: list[Callable[[bytes], Any]] = [

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings, strategies as st
 
 from tests import streamwriter as sw
-from tests.strategies import devices
+from tests.strategies import devices, examples
 from tests.streamwriter import Device, Field, Subsection
 from tests.truth import fixture_names, load_manifest, open_fixture
 from vmstream.wire import vmsd
@@ -74,7 +74,7 @@ def test_page_size_may_be_absent() -> None:
     assert load({"page_size": None, "devices": []}).page_size is None
 
 
-@settings(deadline=None, max_examples=60)
+@settings(deadline=None, max_examples=examples(60))
 @given(devices(max_devices=7), st.sampled_from(("6.0", "qjson")))
 def test_sizes_are_those_of_the_writer(found: list[Device], style: str) -> None:
     layout = vmsd.load(sw.json_text(sw.describe(found, 8192), style))
@@ -224,7 +224,7 @@ json_values: st.SearchStrategy[Any] = st.recursive(
 )  # fmt: skip
 
 
-@settings(deadline=None, max_examples=120)
+@settings(deadline=None, max_examples=examples(120))
 @given(json_values, json_values)
 def test_any_json_is_a_description_or_a_value_error(tree: Any, device: Any) -> None:
     for text in (tree, {"devices": tree}, {"devices": [device]}):
