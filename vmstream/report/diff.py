@@ -68,6 +68,8 @@ def _devices(out: Console, report: DiffReport) -> None:
     ignored = f", {report.ignored_count:,} that do are ignored" if report.ignored_count else ""
     _row(out, "devices", f"{told} in {report.devices_compared:,} sections that both have{ignored}")
     fields = [f for f in report.fields if f.group is None]
+    if report.registers:  # of which the CPUs' sections would only tell once more
+        fields.sort(key=lambda f: f.path.startswith("cpu["))
     for one in fields[:_FIELDS_AT_A_GLANCE]:
         out.print(Text(printable(f"  {one.path}  {_change(one)}")))
     hidden = report.field_count - report.clock_count - min(len(fields), _FIELDS_AT_A_GLANCE)
