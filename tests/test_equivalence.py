@@ -132,7 +132,7 @@ def test_streams_walked(w: StreamWriter) -> None:
 SMALL = [
     name
     for name in fixture_names()
-    if not name.startswith(("own-big", "big-", "numa-", "mapped-", "interrupted", "dirtybitmap"))
+    if not name.startswith(("own-big", "big-", "numa-", "mapped-", "interrupted"))
 ]
 
 

@@ -39,7 +39,7 @@ def rows_tile(batch: PageBatch) -> None:
     assert (batch.payload_size < batch.size).all()
 
 
-@pytest.mark.parametrize("name", fixture_names())
+@pytest.mark.parametrize("name", fixture_names(long=True))
 def test_fixtures(name: str) -> None:
     data = open_fixture(name)
     files = {f["file"]: f["size"] for f in load_manifest(name)["files"]}

@@ -28,6 +28,7 @@ from tests.strategies import corrupted_streams, cut_streams, examples
 from tests.streamwriter import Device, Field, RamBlock, StreamWriter, simple_stream
 from tests.truth import (
     FIXTURES,
+    LONG,
     block_sums,
     channel_names,
     check_block,
@@ -133,6 +134,7 @@ def write(path: Path, w: StreamWriter | bytes) -> Path:
 def test_every_fixture_is_tested() -> None:
     named = {*COMPLETE, *REFUSED, *INTERRUPTED}
     assert named == set(fixture_names())
+    named |= LONG
     beside = {c for name in named for c in channel_names(name)}
     assert {p.name.split(".qevm")[0] for p in FIXTURES.glob("*.qevm.zst")} == named | beside
     assert sum("pmemsave" in load_manifest(name) for name in COMPLETE) >= 10
@@ -140,7 +142,7 @@ def test_every_fixture_is_tested() -> None:
         assert any(load_manifest(n)["qemu"].startswith(version) for n in COMPLETE)
 
 
-@pytest.mark.parametrize("name", COMPLETE)
+@pytest.mark.parametrize("name", [*COMPLETE, *LONG])
 def test_all_blocks(name: str, tmp_path: Path) -> None:
     """The guest is whole and the stream is real: nothing to find in it."""
     manifest = load_manifest(name)

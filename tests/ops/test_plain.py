@@ -90,10 +90,7 @@ def check_plain(found: list[Event]) -> None:
         last = int(place[-1])
 
 
-# dirtybitmap has 42,000 empty parts, which the tests take long to look at.
-@pytest.mark.parametrize(
-    "name", sorted({*COMPLETE, *WITH_CHANNELS, *SHARED} - {"dirtybitmap-10.0-pc"})
-)
+@pytest.mark.parametrize("name", sorted({*COMPLETE, *WITH_CHANNELS, *SHARED}))
 def test_every_fixture(name: str, tmp_path: Path) -> None:
     manifest = load_manifest(name)
     path, out = fixture_file(name, tmp_path), tmp_path / "out"

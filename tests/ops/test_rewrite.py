@@ -28,7 +28,7 @@ def rewritten(path: Path, **options: Any) -> tuple[RewriteReport, int]:
         return rewrite(opened.source, RewriteOptions(force=True, **options), None, opened.container)
 
 
-@pytest.mark.parametrize("name", fixture_names())
+@pytest.mark.parametrize("name", fixture_names(long=True))
 def test_without_edits_a_copy(name: str, tmp_path: Path) -> None:
     path = fixture_file(name, tmp_path)
     report, _ = rewritten(path)

@@ -27,7 +27,7 @@ from vmstream.report.models.unpack import UnpackReport
 PAGE = 4096
 BROKEN = [n for n in fixture_names() if n.startswith("interrupted")]
 # The others have some 10,000 parts of live sections, and take as many seconds as all of these.
-SLOW = ("dirtybitmap-10.0-pc", "ppc64-10.0-pseries", "own-ppc64-htab")
+SLOW = ("ppc64-10.0-pseries", "own-ppc64-htab")
 WHOLE = [n for n in fixture_names() if n not in (*BROKEN, *SLOW)]
 
 

@@ -34,7 +34,7 @@ def look(data: bytes) -> tuple[VerifyReport, int]:
     return verify(BytesSource(bytes(data), "name"))
 
 
-@pytest.mark.parametrize("name", fixture_names())
+@pytest.mark.parametrize("name", fixture_names(long=True))
 def test_healthy_streams(name: str, tmp_path: Path) -> None:
     paths = [fixture_file(n, tmp_path) for n in channel_names(name)] if ".ch0" in name else []
     with Channels(paths) as channels:
