@@ -8,6 +8,7 @@ import pytest
 from hypothesis import settings
 
 from tests import linux
+from tests.browser import find_browser
 from tests.qemu import find_qemu
 from tests.strategies import examples
 
@@ -20,13 +21,16 @@ def pytest_runtest_setup(item: pytest.Item) -> None:
     """Tests marked `qemu` are skipped without QEMU, or fail if VMSTREAM_REQUIRE_QEMU is 1.
 
     `qemu("s390x", ...)` is for other emulators than that of x86_64; the mark nearest to the test
-    counts. Those marked `linux` need the kernel of `tests.linux`, too.
+    counts. Those marked `linux` need the kernel of `tests.linux`, too, and those marked `browser`
+    need Chromium.
     """
     mark = item.get_closest_marker("qemu")
     wanted = (mark.args or ("x86_64",)) if mark is not None else ()
     missing = [f"qemu-system-{arch} on PATH" for arch in wanted if find_qemu(arch) is None]
     if item.get_closest_marker("linux") is not None and not linux.KERNEL.exists():
         missing.append(f"kernel {linux.KERNEL}, which scripts/test brings as root on Debian")
+    if item.get_closest_marker("browser") is not None and find_browser() is None:
+        missing.append("chromium on PATH")
     if not missing:
         return
     why = f"no {', '.join(missing)}"

@@ -25,11 +25,13 @@ JSON = ROOT / "docs" / "json.md"
 COMMANDS = (
     "inspect", "records", "extract-ram", "extract-block", "verify", "check", "diagnose", "rewrite",
     "convert", "unpack", "build", "devices", "get", "cpus", "cmdline", "hexdump", "search", "diff",
-    "history", "vmcoreinfo", "banner", "xml", "capture", "receive", "snapshots",
+    "history", "heatmap", "report", "vmcoreinfo", "banner", "xml", "capture", "receive",
+    "snapshots",
 )  # fmt: skip
 NAMES = "|".join(COMMANDS)
 CALL = re.compile(rf"(?<![\w/.-])vmstream ((?:{NAMES})[^\n`|>]*)")
 SHOWN = re.compile(rf"^(?:    |\$ )vmstream ((?:{NAMES}) .*)$", re.MULTILINE)
+WRITERS = ("extract", "rewrite", "convert", "heatmap", "report")
 FILES = {"dump.bin", "cut.bin", "disks.bin"}  # of the examples
 FILE = re.compile(r"\b((?:vmstream|tests|scripts|docs)/[\w/]+\.(?:py|md|json))\b")
 MODULE = re.compile(r"`((?:cli|container|guest|ops|report|stream|tools|transport|wire)/\w+\.py)\b")
@@ -213,7 +215,7 @@ def test_the_commands_of_the_readme_run(tmp_path: Path) -> None:
             continue
         run = run_vmstream(
             *words,
-            *(["--force"] if words[0].startswith(("extract", "rewrite", "convert")) else []),
+            *(["--force"] if words[0].startswith(WRITERS) else []),
             cwd=tmp_path,
         )
         cut = 7 if words[0] == "verify" else 3

@@ -39,6 +39,8 @@ COMMANDS = {
     "search": "STREAM PATTERN",
     "diff": "A B",
     "history": "STREAM",
+    "heatmap": "STREAM",
+    "report": "STREAM",
     "vmcoreinfo": "STREAM",
     "banner": "STREAM",
     "xml": "STREAM",
@@ -58,6 +60,8 @@ MORE = {
     "hexdump": ["--phys", "0"],
     "search": ["text"],
     "diff": ["none"],
+    "heatmap": ["-o", "out"],
+    "report": ["-o", "out"],
 }
 PAGE = 4096
 

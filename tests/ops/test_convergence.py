@@ -68,6 +68,14 @@ def test_multifd(tmp_path: Path) -> None:
     assert report.pages == sum(p.last for p in report.passes)
 
 
+def test_multifd_that_is_packed(tmp_path: Path) -> None:
+    """What channels unpack to goes on from packet to packet, of whatever block they are."""
+    path = fixture_file("multifd-zlib-10.0-q35.ch0", tmp_path)
+    others = [fixture_file(n, tmp_path) for n in channel_names("multifd-zlib-10.0-q35.ch0")]
+    with OpenStream(path) as opened, Channels(others, opened.identity) as channels:
+        assert read_history(opened, channels).report.anomalies == []
+
+
 def test_pages_that_come_twice_in_a_batch(tmp_path: Path) -> None:
 
     def several(w: StreamWriter) -> None:

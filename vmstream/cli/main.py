@@ -47,6 +47,12 @@ _COMMANDS = {
         "command",
         "Tell how RAM was sent: passes, pages sent again, and what they were before.",
     ),
+    "heatmap": ("vmstream.cli.heatmap", "command", "Draw RAM as a picture: what of it was sent."),
+    "report": (
+        "vmstream.cli.report",
+        "command",
+        "Write a page of HTML to look at a stream in a browser.",
+    ),
     "vmcoreinfo": ("vmstream.cli.vmcoreinfo", "command", "Print the VMCOREINFO of a Linux guest."),
     "banner": ("vmstream.cli.banner", "command", "Print the banner of the guest's Linux kernel."),
     "xml": ("vmstream.cli.xml", "command", "Write the domain XML of a libvirt save image."),

@@ -142,6 +142,39 @@ def memory_options(command: Callable[..., Any]) -> Callable[..., Any]:
     return command
 
 
+def output_options(command: Callable[..., Any]) -> Callable[..., Any]:
+    """-o, which has to be given, and --force."""
+    command = click.option("--force", is_flag=True, help="Replace a file that exists.")(command)
+    return click.option(
+        "-o",
+        "--output",
+        type=click.Path(path_type=Path),
+        required=True,
+        help="File to write; - for stdout.",
+    )(command)
+
+
+@contextlib.contextmanager
+def whole_output(
+    output: Path, *, force: bool, keep: tuple[int, int] | None = None
+) -> Iterator[Callable[[bytes], None]]:
+    """Give what writes an output that is made in memory; what speaks against it is said first.
+
+    Args:
+        output: As of `output_options`.
+        force: Likewise.
+        keep: As of `check_free`.
+    """
+    from vmstream.transport.sink import StandardOutput, check_free, check_parent, write_whole
+
+    if str(output) == "-":
+        yield StandardOutput().append
+        return
+    check_free(output, force=force, keep=keep)
+    check_parent(output)
+    yield lambda data: write_whole(output, data, force=force)
+
+
 @contextlib.contextmanager
 def open_input(
     stream: str, options: dict[str, Any]

@@ -47,6 +47,12 @@ def kind_of(flags: int) -> str:
     return KINDS[_COLUMN_OF_FLAGS[flags]]
 
 
+def columns_of(flags: NDArray[np.uint16]) -> NDArray[np.uint8]:
+    """Return the columns, as KINDS, of page records with these flags, uint8 (n,)."""
+    columns: NDArray[np.uint8] = _KIND_OF_FLAGS[flags]
+    return columns
+
+
 class PageBitmap:
     """A set of page numbers below `pages`, one bit each."""
 

@@ -167,8 +167,16 @@ class Sent:
         return [int(n) for n in counts]
 
 
-class _Tables(PageFold[RAMImage]):
-    """Fold: the content of the block of ACPI tables, for the guest-physical map."""
+class ACPITables(PageFold[RAMImage]):
+    """Fold: the content of the block of ACPI tables, for the guest-physical map.
+
+    Args:
+        summary: Fold that takes each event before this one.
+        channels: Recorded beside the main one.
+
+    Attributes:
+        sink: The content; `None` if there is no such block.
+    """
 
     def __init__(self, summary: Summary, channels: Channels | None) -> None:
         super().__init__(summary, channels, partial=True)
@@ -186,7 +194,8 @@ class _Tables(PageFold[RAMImage]):
                     return
             elif all(r.block != at for r in inner.pages):
                 return
-        elif isinstance(inner, (MultiFDPacket, MappedPages)) and inner.block != at:
+        # Packets of multifd are unpacked by what came before them on their channel.
+        elif isinstance(inner, MappedPages) and inner.block != at:
             return
         super().on(event)
 
@@ -263,7 +272,7 @@ def read_history(
     decoder = Decoder(page_size, max_ram=max_ram)
     summary, evidence = Summary(), MapEvidence()
     sent = Sent(summary, MAX_INDEXED if max_ram is None else max_ram // _PAGE_OF_LIMIT)
-    tables = _Tables(summary, channels)
+    tables = ACPITables(summary, channels)
     folds: list[Consumer] = [summary, evidence, sent, tables]
     run(opened.source, decoder, folds, progress, opened.container, channels)
     error = summary.findings.error
@@ -272,16 +281,17 @@ def read_history(
     ):
         raise error
     summary.finish()
-    found = _map(summary, evidence, tables, below_4g)
+    found = map_of(summary, evidence, tables, below_4g)
     code = summary.findings.exit_code
     if not code and not summary.complete:
         code = EXIT_FINDINGS
     return History(_report(opened, summary, sent, found, top), code, found)
 
 
-def _map(
-    summary: Summary, evidence: MapEvidence, tables: _Tables, below_4g: int | None
+def map_of(
+    summary: Summary, evidence: MapEvidence, tables: ACPITables, below_4g: int | None
 ) -> PhysicalMap | OutputError:
+    """Return the guest-physical map that a walk found; why there is none if it is not known."""
     machine = summary.configuration.name if summary.configuration else None
     content = bytes(tables.sink.content) if tables.sink is not None else None
     try:
@@ -298,6 +308,20 @@ def address_of(found: PhysicalMap | OutputError, block: int, offset: int) -> int
     return None
 
 
+def pass_reports(summary: Summary, sent: Sent) -> list[HistoryPassReport]:
+    """Account for the passes, the first MAX_PASSES of them."""
+    coverage, last = summary.coverage, sent.last_counts()
+    passes = coverage.passes if coverage is not None else []
+    told_by = "wire" if coverage is not None and coverage.rounds else "inferred"
+    return [
+        HistoryPassReport(
+            i, p.offset, page_counts(p.records), p.wire_bytes, told_by,
+            sent.first.get(i, 0), last[i],
+        )
+        for i, p in enumerate(passes, 1)
+    ]  # fmt: skip
+
+
 def _report(
     opened: OpenStream,
     summary: Summary,
@@ -306,10 +330,8 @@ def _report(
     top: int,
 ) -> HistoryReport:
     coverage = summary.coverage
-    passes = coverage.passes if coverage is not None else []
-    told_by = "wire" if coverage is not None and coverage.rounds else "inferred"
     blocks = summary.coverage_blocks()
-    size, last = opened.source.size, sent.last_counts()
+    size = opened.source.size
     return HistoryReport(
         schema=HISTORY_SCHEMA,
         input=opened.source.name,
@@ -320,13 +342,7 @@ def _report(
         pages=sum(b.pages for b in blocks),
         pages_sent=sum(int(np.count_nonzero(times)) for times in sent.times),
         records=sum(int(times.sum(dtype=np.int64)) for times in sent.times),
-        passes=[
-            HistoryPassReport(
-                i, p.offset, page_counts(p.records), p.wire_bytes, told_by,
-                sent.first.get(i, 0), last[i],
-            )
-            for i, p in enumerate(passes, 1)
-        ],
+        passes=pass_reports(summary, sent),
         pass_count=coverage.pass_count if coverage is not None else 0,
         top=[
             SentPageReport(

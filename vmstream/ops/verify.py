@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -22,7 +22,7 @@ from vmstream.ops.devices import Devices
 from vmstream.ops.findings import MEANINGS, Meaning
 from vmstream.ops.inspect import Summary
 from vmstream.ops.pages import PageFold
-from vmstream.ops.pipeline import Progress, run
+from vmstream.ops.pipeline import Consumer, Progress, run
 from vmstream.report.models.extract import EXTRACT_SCHEMA
 from vmstream.report.models.names import readable
 from vmstream.report.models.verify import VERIFY_SCHEMA, FindingReport, HashedFile, VerifyReport
@@ -103,6 +103,8 @@ def examine(
     channels: Channels | None = None,
     max_ram: int | None = None,
     hashed: bool = False,
+    summary: Summary | None = None,
+    beside: Sequence[Consumer] = (),
 ) -> Verified:
     """Read a stream with every page decoded, and hold its parts against each other.
 
@@ -116,6 +118,8 @@ def examine(
         channels: Recorded beside the main one.
         max_ram: RAM in bytes that a block list may state; MAX_RAM if `None`.
         hashed: Take the SHA-256 of the input itself.
+        summary: A fresh one to use, which folds of `beside` may look at.
+        beside: Folds that take each event, too.
 
     Memory:
         Device state, which the decoder bounds; 1 bit a page.
@@ -126,12 +130,12 @@ def examine(
     if hashed and not layers and not source.seekable:
         digest = source = DigestSource(source)
     decoder = Decoder(page_size, max_ram=max_ram)
-    summary, devices = Summary(), Devices()
+    summary, devices = summary or Summary(), Devices()
     with contextlib.ExitStack() as held:
         if digest is not None:
             held.callback(digest.finish)
         pages = _PageCheck(summary, channels, partial=True)
-        run(source, decoder, [summary, devices, pages], progress, container, channels)
+        run(source, decoder, [summary, devices, pages, *beside], progress, container, channels)
         found = digest.hexdigest() if hashed and digest is not None else None
     summary.finish()
     if summary.findings.error is None:

@@ -427,8 +427,13 @@ def check_parent(path: Path) -> None:
 
 def write_text(path: Path, text: str, *, force: bool = False) -> None:
     """Write a small text file whole."""
+    write_whole(path, text.encode(), force=force)
+
+
+def write_whole(path: Path, data: bytes, *, force: bool = False) -> None:
+    """Write a small file whole."""
     with OutputFile(path, force=force) as out:
-        out.write(0, text.encode())
+        out.write(0, data)
         out.commit()
 
 
