@@ -47,6 +47,11 @@ _COMMANDS = {
         "command",
         "Tell how RAM was sent: passes, pages sent again, and what they were before.",
     ),
+    "stats": (
+        "vmstream.cli.stats",
+        "command",
+        "Tell what pages have, and what another encoding would have saved.",
+    ),
     "vmcoreinfo": ("vmstream.cli.vmcoreinfo", "command", "Print the VMCOREINFO of a Linux guest."),
     "banner": ("vmstream.cli.banner", "command", "Print the banner of the guest's Linux kernel."),
     "xml": ("vmstream.cli.xml", "command", "Write the domain XML of a libvirt save image."),
