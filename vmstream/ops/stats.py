@@ -50,7 +50,7 @@ _LEFT_AT_ONCE = 1 << 20
 # Bytes of a page that a report shows.
 _SHOWN = 16
 
-_ZERO = int(RAMSaveFlag.ZERO)
+_ZERO, _PAGE = int(RAMSaveFlag.ZERO), int(RAMSaveFlag.PAGE)
 
 _Numbers = NDArray[np.int64]
 _Pages = NDArray[np.uint8]
@@ -135,7 +135,10 @@ class Stats(Indexer):
     def _batch(self, part: PageBatch, event: Event, passes: int | _Numbers) -> None:
         block, flags = int(part.block[0]), part.flags
         page = (part.block_offset // np.uint64(part.page_size)).view(np.int64)
-        data = self._versions(part.page_size, block, page, passes, event, None)
+        given = None
+        if not self._summary.blocks[block].used_length % part.page_size:
+            given = _as_sent(part)
+        data = self._versions(part.page_size, block, page, passes, event, None, given)
         for flag in np.unique(flags).tolist():
             mine = flags == flag
             bytes_ = int(part.size[mine].sum(dtype=np.int64))
@@ -175,8 +178,8 @@ class Stats(Indexer):
             if count < len(present):
                 self._add("zero", len(present) - count, 0, 0)
 
-    # Look at versions of distinct pages, and index them by the event, if they are not yet. Return
-    # which are no zeros.
+    # Look at versions of distinct pages, and index them by the event, if they are not yet; `given`
+    # is what they have, if that is known without the index. Return which are no zeros.
     def _versions(
         self,
         size: int,
@@ -185,6 +188,7 @@ class Stats(Indexer):
         passes: int | _Numbers,
         event: Event | None,
         channel: int | None,
+        given: tuple[NDArray[np.bool_], _Pages] | None = None,
     ) -> NDArray[np.bool_]:
         index = self.opened(size)
         numbers = np.full(len(page), passes) if isinstance(passes, int) else passes
@@ -192,7 +196,7 @@ class Stats(Indexer):
             one.ahead(index, block, page, numbers)
         if event is not None:
             super().on(event)
-        data, pages = _with_data(index, block, page)
+        data, pages = given or _with_data(index, block, page)
         if self.encodings:
             versions = Versions(block, page, data, pages, numbers, channel)
             for one in self.encodings:
@@ -228,18 +232,38 @@ def _again(event: Event, part: PageBatch) -> Event:
 
 
 # Which of these pages have data, and those that have.
-def _with_data(
-    index: PageIndex, block: int, page: _Numbers
-) -> tuple[NDArray[np.bool_], _Pages]:
+def _with_data(index: PageIndex, block: int, page: _Numbers) -> tuple[NDArray[np.bool_], _Pages]:
     data = index.may_have_data(block, page)
     some = page[data]
     pages = np.empty((len(some), index.page_size), np.uint8)
     if len(some):
         index.read_pages(block, some, pages)
-        there = nonzero(pages)
-        if not there.all():
-            data[data] = there
-            pages = pages[there]
+    return _without_zeros(data, pages)
+
+
+# The same of records that have their pages as they are, from the window: half the time. `None` if
+# there are others.
+def _as_sent(batch: PageBatch) -> tuple[NDArray[np.bool_], _Pages] | None:
+    size = batch.page_size
+    data = (batch.flags & _PAGE) != 0
+    if np.count_nonzero(batch.flags & _ZERO) + np.count_nonzero(data) < len(data):
+        return None
+    if batch.fills().any():
+        return None
+    if not data.any():
+        return data, np.empty((0, size), np.uint8)
+    end = (batch.record_offset[data] + batch.size[data]).view(np.int64) - batch.window_offset
+    # The pages that begin at each byte.
+    window = np.frombuffer(batch.window, np.uint8)
+    every: _Pages = np.ndarray((len(window) - size + 1, size), np.uint8, window.data, 0, (1, 1))
+    return _without_zeros(data, every[end - size])
+
+
+def _without_zeros(data: NDArray[np.bool_], pages: _Pages) -> tuple[NDArray[np.bool_], _Pages]:
+    there = nonzero(pages)
+    if not there.all():
+        data[data] = there
+        pages = pages[there]
     return data, pages
 
 

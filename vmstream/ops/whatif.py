@@ -13,6 +13,7 @@ from collections import deque
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, replace
+from itertools import pairwise
 
 import numpy as np
 from numpy.typing import NDArray
@@ -181,8 +182,8 @@ class Compressed(Encoding):
     """Pages through a codec, on threads.
 
     'zstd' and 'zlib' are those of multifd: packets of pages with data, of one block and pass, go
-    to channels in turn, each of which is one stream. Packets of a stream that is multifd stay as
-    they are, on their channels. Pages of zeros are records of the main channel, as up to QEMU 8.2.
+    to channels in turn, each of which is one stream; pages of zeros are records of the main channel, as
+    up to QEMU 8.2. Packets of a stream that is multifd stay as they are, on their channels.
     'compress' is the capability of QEMU up to 8.2: each page is a stream of zlib, in a record.
 
     Args:
@@ -225,24 +226,30 @@ class Compressed(Encoding):
     def take(self, versions: Versions) -> None:
         """Take versions of pages."""
         data, zeros = self._count(versions)
-        self.wire_bytes += zeros * _FILL
-        self.wire_bytes += self._heads(versions.block, zeros if self._packets else data + zeros)
-        self.wire_bytes += 0 if self._packets else data * _LENGTH
-        if versions.channel is not None:
-            if data:
-                self._send(versions.channel % len(self._lanes), [versions.pages])
+        if self._packets and versions.channel is not None:
+            self._send(versions.channel % len(self._lanes), [versions.pages] if data else [])
             return
+        pages, rows = versions.pages, versions.passes[versions.data]
+        self.wire_bytes += zeros * _FILL
+        if not self._packets:
+            if versions.block != self._last and versions.data[0]:
+                # QEMU v7.2.0 migration/ram.c save_compress_page() leaves the first one as it is.
+                self.wire_bytes += self._size
+                pages, rows = pages[1:], rows[1:]
+            self.wire_bytes += len(pages) * _LENGTH
+        self.wire_bytes += self._heads(versions.block, zeros if self._packets else data + zeros)
+        self._gather(versions.block, pages, rows)
+
+    def _gather(self, block: int, pages: _Pages, rows: _Numbers) -> None:
         # A packet is of one block, and ends with the pass.
-        rows = versions.passes[versions.data]
-        cuts = np.flatnonzero(np.diff(rows)) + 1
-        for part in np.split(np.arange(data), cuts) if data else ():
-            first, stop = int(part[0]), int(part[-1]) + 1
-            if (of := (versions.block, int(rows[first]))) != self._of:
+        cuts = (np.flatnonzero(np.diff(rows)) + 1).tolist()
+        for first, stop in pairwise([0, *cuts, len(rows)] if len(rows) else []):
+            if (of := (block, int(rows[first]))) != self._of:
                 self._flush()
                 self._of = of
             while first < stop:
                 count = min(stop - first, self._room - self._waiting)
-                self._parts.append(versions.pages[first : first + count])
+                self._parts.append(pages[first : first + count])
                 self._waiting += count
                 first += count
                 if self._waiting == self._room:
@@ -255,7 +262,8 @@ class Compressed(Encoding):
 
     def _send(self, lane: int, parts: list[_Pages]) -> None:
         self._sent += 1
-        self._lanes[lane].give([p.reshape(-1).data for p in parts])
+        if parts:
+            self._lanes[lane].give([p.reshape(-1).data for p in parts])
 
     def finish(self, sent: int) -> WhatIfReport:
         """Return what they came to. Raises what the codec did."""
