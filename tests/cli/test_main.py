@@ -39,6 +39,7 @@ COMMANDS = {
     "search": "STREAM PATTERN",
     "diff": "A B",
     "history": "STREAM",
+    "stats": "STREAM",
     "vmcoreinfo": "STREAM",
     "banner": "STREAM",
     "xml": "STREAM",

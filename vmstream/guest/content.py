@@ -41,7 +41,7 @@ def nonzero(pages: NDArray[np.uint8]) -> NDArray[np.bool_]:
     """
     words = pages.view(np.uint64)
     # Most pages with data show it at their beginning.
-    found: NDArray[np.bool_] = words[:, :8].any(axis=1)
+    found = np.asarray(words[:, :8].any(axis=1), np.bool_)
     rest = np.flatnonzero(~found)
     if len(rest):
         found[rest] = words[rest].any(axis=1)
@@ -51,7 +51,7 @@ def nonzero(pages: NDArray[np.uint8]) -> NDArray[np.bool_]:
 def filled(pages: NDArray[np.uint8]) -> NDArray[np.bool_]:
     """Which pages are one word of 8 bytes again and again, as of one byte; bool (n,)."""
     words = pages.view(np.uint64)
-    found: NDArray[np.bool_] = (words[:, :8] == words[:, :1]).all(axis=1)
+    found = np.asarray((words[:, :8] == words[:, :1]).all(axis=1), np.bool_)
     some = np.flatnonzero(found)
     if len(some):
         found[some] = (words[some] == words[some, :1]).all(axis=1)

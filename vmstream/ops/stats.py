@@ -11,6 +11,7 @@ import hashlib
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
+from itertools import pairwise
 
 import numpy as np
 from numpy.typing import NDArray
@@ -28,8 +29,8 @@ from vmstream.ops.pages import check_pages
 from vmstream.ops.passes import PassNumbers
 from vmstream.ops.pipeline import Progress, run
 from vmstream.ops.whatif import CHANNELS, Encoding, Versions, Wanted, encodings
-from vmstream.report.models import in_full, readable
-from vmstream.report.statsmodels import (
+from vmstream.report.models.names import in_full, readable
+from vmstream.report.models.stats import (
     STATS_SCHEMA,
     ContentReport,
     DuplicateReport,
@@ -276,7 +277,7 @@ def _pieces(batch: PageBatch) -> Iterator[slice]:
     piece = np.cumsum(heavy) // step
     cuts = np.flatnonzero((np.diff(piece) != 0) | (np.diff(batch.block) != 0)) + 1
     edges = [0, *cuts.tolist(), len(batch)]
-    for begin, end in zip(edges, edges[1:], strict=False):
+    for begin, end in pairwise(edges):
         at = begin
         while at < end:
             offset = batch.block_offset[at:end]
@@ -357,13 +358,14 @@ def _content(
         hashes.append(look.hashes)
         places.append(bases[block] + look.left.page)
     reports = []
-    for block, told, total in zip(blocks, counts.tolist(), bits.tolist(), strict=True):
-        sent = sum(told)
-        data = sent - told[ZERO]
+    for covered, told, total in zip(blocks, counts.tolist(), bits.tolist(), strict=True):
+        zero, fill, low, medium, high = told
+        sent, idstr = sum(told), covered.block.idstr
+        mean = round(total / (sent - zero), 3) if sent > zero else None
         reports.append(
             ContentReport(
-                readable(block.block.idstr), block.pages, sent, *told,
-                round(total / data, 3) if data else None, in_full(block.block.idstr),
+                readable(idstr), covered.pages, sent, zero, fill, low, medium, high, mean,
+                in_full(idstr),
             )
         )  # fmt: skip
     return reports, _duplicates(index, bases, np.concatenate(hashes), np.concatenate(places), top)
@@ -385,9 +387,7 @@ def _duplicates(
     where = dict(zip(found.tolist(), places[rows[at]].tolist(), strict=True))
     groups = [
         _group(index, bases, where[value], count)
-        for value, count in zip(
-            ordered[first[best]].tolist(), counts[best].tolist(), strict=True
-        )
+        for value, count in zip(ordered[first[best]].tolist(), counts[best].tolist(), strict=True)
     ]
     return DuplicatesReport(
         told_by="sha256-64",

@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 from vmstream.errors import OutputError
 from vmstream.guest.index import PageIndex
 from vmstream.guest.xbzrle import DeltaCache, delta_lengths
-from vmstream.report.statsmodels import WhatIfReport
+from vmstream.report.models.stats import WhatIfReport
 from vmstream.stream.events import RAMBlock
 from vmstream.transport.compress import PacketStream, page_codec
 from vmstream.wire.constants import MULTIFD_PACKET_SIZE
@@ -125,7 +125,9 @@ class Encoding(ABC):
         self.zeros = 0
         self.wire_bytes = 0
 
-    def ahead(self, index: PageIndex, block: int, page: _Numbers, passes: _Numbers) -> None:
+    def ahead(  # noqa: B027  most need nothing of what was before
+        self, index: PageIndex, block: int, page: _Numbers, passes: _Numbers
+    ) -> None:
         """Look at what pages are before the next versions come, which `take` is given next."""
 
     @abstractmethod
@@ -136,7 +138,7 @@ class Encoding(ABC):
     def finish(self, sent: int) -> WhatIfReport:
         """Return what they came to; `sent` is what they were on the wire, bytes."""
 
-    def close(self) -> None:
+    def close(self) -> None:  # noqa: B027  most hold nothing
         """Give up, if it was not finished."""
 
     # The words of records, and the name where the block is another than of the one before.
@@ -182,8 +184,8 @@ class Compressed(Encoding):
     """Pages through a codec, on threads.
 
     'zstd' and 'zlib' are those of multifd: packets of pages with data, of one block and pass, go
-    to channels in turn, each of which is one stream; pages of zeros are records of the main channel, as
-    up to QEMU 8.2. Packets of a stream that is multifd stay as they are, on their channels.
+    to channels in turn, each of which is one stream; pages of zeros are records of the main
+    channel, as up to QEMU 8.2. Packets of a stream that is multifd stay as they are, on theirs.
     'compress' is the capability of QEMU up to 8.2: each page is a stream of zlib, in a record.
 
     Args:
@@ -219,7 +221,9 @@ class Compressed(Encoding):
         codec, size = page_codec("zlib", self._size, level), self._size
 
         def alone(parts: Sequence[memoryview]) -> int:
-            return sum(len(codec(p[at : at + size])) for p in parts for at in range(0, len(p), size))
+            return sum(
+                len(codec(p[at : at + size])) for p in parts for at in range(0, len(p), size)
+            )
 
         return alone
 
@@ -280,7 +284,6 @@ class Compressed(Encoding):
             channels=len(self._lanes) if self._packets else None,
             packets=self._sent if self._packets else None,
         )
-
 
     def close(self) -> None:
         """End the threads; what they did not begin is left."""

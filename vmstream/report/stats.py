@@ -8,10 +8,10 @@ from rich.console import Console
 from rich.text import Text
 
 from vmstream.errors import printable
+from vmstream.report.models.stats import ContentReport, StatsReport, WhatIfReport
 from vmstream.report.render import _add, _row, _table, console, render_findings, size_text
-from vmstream.report.statsmodels import ContentReport, StatsReport, WhatIfReport
 
-# Blocks that are too small for a row of their own are taken together.
+# Blocks that have a row; of more the largest.
 _BLOCKS_AT_A_GLANCE = 12
 
 
@@ -37,7 +37,7 @@ def _wire(out: Console, report: StatsReport) -> None:
     wire = report.wire
     size = report.page_size or "?"
     _row(out, "sent", f"{wire.pages:,} pages of {size} bytes in {size_text(wire.wire_bytes)}")
-    table = _table("  as", ">pages", ">on the wire", ">share", ">zeros in vain")
+    table = _table("  as", ">pages", ">on the wire", ">share", ">zeros among them")
     for kind in wire.kinds:
         zeros = "" if kind.zeros is None else f"{kind.zeros:,}"
         share = _share(kind.wire_bytes, wire.wire_bytes)
@@ -49,7 +49,11 @@ def _wire(out: Console, report: StatsReport) -> None:
 
 
 def _content(out: Console, blocks: list[ContentReport]) -> None:
-    _row(out, "in the end", "what the last version of each page has; classes by the entropy of its bytes")
+    _row(
+        out,
+        "in the end",
+        "what the last version of each page has; classes by the entropy of its bytes",
+    )
     table = _table(
         "  block", ">pages", ">not sent", ">zero", ">fill", ">low <4", ">medium", ">high >=7.5",
         ">bits/byte",

@@ -1,10 +1,10 @@
-"""The document of `vmstream stats --json`."""
+"""JSON contract of `vmstream stats`."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 
-from vmstream.report.models import AnomalyReport
+from vmstream.report.models.anomalies import AnomalyReport
 
 STATS_SCHEMA = "vmstream.stats/1"
 
@@ -14,9 +14,9 @@ class WireKindReport:
     """Pages as they were sent in one way.
 
     Attributes:
-        kind: 'normal', 'zero', 'xbzrle', 'compressed' (zlib of its own for each page), 'multifd' and
-            what packets are compressed with ('multifd none', 'multifd zlib' and so on), 'multifd
-            zero', 'mapped-ram'.
+        kind: 'normal', 'zero', 'xbzrle', 'compressed' (zlib of its own for each page), 'multifd'
+            and what packets are compressed with ('multifd none', 'multifd zlib' and so on),
+            'multifd zero', 'mapped-ram'.
         pages: Pages; a page that was sent again counts again.
         wire_bytes: Bytes of the records, with heads and names; of pages in packets without the
             heads of the packets.
@@ -137,8 +137,8 @@ class WhatIfReport:
         wire_bytes: What all would have been on the wire, heads and names included; without SYNC
             packets.
         saved_bytes: Bytes less than as it was sent; negative if it is more.
-        cpu_seconds: CPU time of the codec, measured on this machine; `None` where there is none, and
-            of 'xbzrle', of which lengths are worked out and nothing is encoded.
+        cpu_seconds: CPU time of the codec, measured on this machine; `None` where there is none,
+            and of 'xbzrle', of which lengths are worked out and nothing is encoded.
         packets: Packets of multifd, else `None`.
         deltas: Of 'xbzrle', pages that would be sent as a difference, else `None`.
         unchanged: Likewise pages that would not be sent, as they were sent before as they are.
