@@ -16,7 +16,9 @@ def live(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_text(live: Path) -> None:
-    run = vmstream("stats", live, "--what-if", "zlib:2,xbzrle:1M", "--channels", "3", "--top", "1")
+    run = vmstream(
+        "stats", live, "--what-if", "zlib:2,xbzrle:1M", "--multifd-channels", "3", "--top", "1"
+    )
     assert (run.status, run.err) == (0, "")
     for words in (
         "7,051 pages of 4096 bytes in 14.44 MiB",
@@ -56,8 +58,8 @@ def test_json_and_a_pipe(live: Path, tmp_path: Path) -> None:
         (["--what-if", "zstd:99"], "no level '99': 0 to 20"),
         (["--what-if", "xbzrle:3M"], "powers of two"),
         (["--what-if", "xbzrle:big"], "is no size"),
-        (["--channels", "4"], "--channels is for"),
-        (["--what-if", "xbzrle", "--channels", "4"], "--channels is for"),
+        (["--multifd-channels", "4"], "--multifd-channels is for"),
+        (["--what-if", "xbzrle", "--multifd-channels", "4"], "--multifd-channels is for"),
         (["--what-if", "xbzrle:1024"], "no room for a page"),
     ],
 )

@@ -38,7 +38,10 @@ def class_of(page: bytes) -> str:
 def pages_of(size: int) -> list[bytes]:
     rng = random.Random(size)
     looks = lookalikes(["mem"], 1, size)
-    pages = [page_body(k, rng.randrange(1 << 30), size, looks) for k in BODY_KINDS * (2 if size > 4096 else 8)]
+    pages = [
+        page_body(k, rng.randrange(1 << 30), size, looks)
+        for k in BODY_KINDS * (2 if size > 4096 else 8)
+    ]
     # At the edges of what is looked at first, and of the page.
     for at in (0, 63, 64, size - 1):
         for fill in (bytes(8), b"\xcc" * 8, b"pattern!"):

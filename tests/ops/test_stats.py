@@ -15,12 +15,18 @@ from tests.channelwriter import ChannelWriter
 from tests.guest.test_content import bits_of, class_of
 from tests.ops.test_channels import small
 from tests.ops.test_extract import withdrawn
-from tests.strategies import streams
+from tests.strategies import corrupted_streams, examples, streams
 from tests.streamwriter import RamBlock, StreamWriter
 from tests.test_streamwriter import all_kinds
 from tests.truth import channel_names, fixture_file, open_fixture
 from vmstream.container.open import OpenStream
-from vmstream.errors import EXIT_FINDINGS, FormatError, LimitError, UnsupportedError
+from vmstream.errors import (
+    EXIT_FINDINGS,
+    FormatError,
+    LimitError,
+    UnsupportedError,
+    VmstreamError,
+)
 from vmstream.ops import stats as module
 from vmstream.ops.channels import Channels
 from vmstream.ops.stats import read_stats
@@ -109,7 +115,7 @@ def test_all_kinds(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert again.duplicates == report.duplicates
 
 
-@settings(max_examples=30)
+@settings(max_examples=examples(60))
 @given(w=streams(xbzrle=True, compress=True, fills=True, footers=True, vmdescription=True))
 def test_any_stream(w: StreamWriter, tmp_path_factory: pytest.TempPathFactory) -> None:
     """Pages of any size, sent again in one part, of blocks that end inside one, with fill bytes."""
@@ -118,6 +124,20 @@ def test_any_stream(w: StreamWriter, tmp_path_factory: pytest.TempPathFactory) -
     assume(any(set(c) - {"ZERO"} for c in w.counts.values()))
     report, _ = run(path, wanted=ALL, top=10)
     check(report, w)
+
+
+@settings(max_examples=examples(60))
+@given(data=corrupted_streams())
+def test_any_damage(data: bytes, tmp_path_factory: pytest.TempPathFactory) -> None:
+    """A report or an error of ours, and nothing is counted that was not sent."""
+    path = tmp_path_factory.mktemp("damaged") / "stream"
+    path.write_bytes(data)
+    try:
+        report, _ = run(path, wanted=ALL, max_ram=1 << 30)
+    except VmstreamError:
+        return
+    assert sum(b.sent for b in report.blocks) <= report.wire.pages
+    assert {i.pages + i.zeros for i in report.what_if} <= {report.wire.pages}
 
 
 def test_groups(tmp_path: Path) -> None:

@@ -25,7 +25,7 @@ _EPILOG = """\b
 Examples:
   vmstream stats dump.bin
   vmstream stats dump.bin --what-if zstd,zlib,xbzrle
-  vmstream stats dump.bin --what-if zstd:1,zstd:3,zstd:9 --channels 8
+  vmstream stats dump.bin --what-if zstd:1,zstd:3,zstd:9 --multifd-channels 8
   vmstream stats dump.bin --what-if xbzrle:64M,xbzrle:512M --json | jq .what_if
 """
 
@@ -41,11 +41,11 @@ Examples:
     "capability up to QEMU 8.2), xbzrle. With a level, zstd:3, or the cache, xbzrle:128M.",
 )
 @click.option(
-    "--channels",
+    "--multifd-channels",
     "count",
     type=click.IntRange(1, 255),
     metavar="N",
-    help="Channels of multifd that zstd and zlib are for (default 2, as of QEMU).",
+    help="Channels that zstd and zlib are for (default 2, as of QEMU).",
 )
 @click.option(
     "--top",
@@ -76,14 +76,14 @@ def command(
     """Tell what the pages of a stream have, and what another encoding would have saved.
 
     How pages were sent is counted; what they have is looked at in the last version of each: zeros,
-    patterns, entropy, pages that are alike. With --what-if every version that was sent is encoded
-    anew and measured; CPU times are those of this machine.
+    patterns, entropy, pages that are alike. --what-if encodes every version that was sent anew,
+    and measures; CPU times are those of this machine.
 
     STREAM is a file, or - for standard input with --spool.
     """
     wanted = _wanted(what_if)
     if count is not None and not any(w.name in ("zstd", "zlib") for w in wanted):
-        raise click.UsageError("--channels is for --what-if zstd or zlib")
+        raise click.UsageError("--multifd-channels is for --what-if zstd or zlib")
     from vmstream.ops.stats import read_stats
     from vmstream.ops.whatif import CHANNELS
     from vmstream.report.jsonout import dumps
