@@ -86,7 +86,11 @@ def _duplicates(out: Console, report: StatsReport) -> None:
 
 
 def _what_if(out: Console, report: StatsReport) -> None:
-    _row(out, "what if", "the pages that were sent, each version of them, encoded anew here")
+    _row(
+        out,
+        "what if",
+        "estimates: each version of the pages that were sent, encoded anew here; passes and packets inferred",
+    )
     sent = report.wire.wire_bytes
     table = _table(
         "  encoding", ">on the wire", ">of what was sent", ">saved", ">CPU here", ">MB/s of a CPU"
