@@ -198,6 +198,20 @@ def test_packets_of_one_channel(tmp_path: Path) -> None:
     assert report.what_if[1].packets == 1
 
 
+def test_a_channel_that_is_not_of_multifd(tmp_path: Path) -> None:
+    """Postcopy with preempt: what it sends on the second channel are records like others."""
+    name = "postcopy-preempt-11.1-pc.ch0"
+    path = fixture_file(name, tmp_path)
+    others = [fixture_file(n, tmp_path) for n in channel_names(name)]
+    report, code = run(path, others, wanted=[Wanted("zlib", 1)], count=3)
+    assert code == 0
+    assert report.what_if[1].channels == 3
+    assert {k.kind for k in report.wire.kinds} == {"normal", "zero"}
+    # But that each channel has the name of a block in its first record of it.
+    assert 0 <= report.what_if[0].saved_bytes < 20
+    assert all(b.sent == b.pages for b in report.blocks)
+
+
 def test_mapped_ram(tmp_path: Path) -> None:
     report, code = run(fixture_file("mapped-10.0-pc", tmp_path), wanted=ALL)
     assert code == 0

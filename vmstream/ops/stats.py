@@ -99,8 +99,9 @@ class Stats(Indexer):
         super().__init__(opened.source, channels, options, summary, None, held)
         self._passes = PassNumbers(summary)
         self._wanted = wanted
-        # Packets stay on the channels that they are on.
-        self._count = len(channels.list) if channels is not None and channels.list else count
+        # Packets stay on the channels that they are on; those of multifd come first in the list.
+        others = channels.list if channels is not None else []
+        self._count = sum(c.kind == "multifd" for c in others) or count
         self._stack = held
         self._kinds: dict[str, _Kind] = {}
         self.encodings: list[Encoding] = []

@@ -89,8 +89,8 @@ def _what_if(out: Console, report: StatsReport) -> None:
     _row(
         out,
         "what if",
-        "estimates: each version of the pages that were sent, encoded anew here; passes and packets "
-        "inferred",
+        "estimates: each version of the pages that were sent, encoded anew here; passes and "
+        "packets inferred",
     )
     sent = report.wire.wire_bytes
     table = _table(
