@@ -61,6 +61,7 @@ SCHEMAS: dict[str, tuple[str, tuple[str, ...]]] = {
     "check.json": (models.CHECK_SCHEMA, ("CheckReport",)),
     "diagnose.json": (models.DIAGNOSE_SCHEMA, ("DiagnoseReport",)),
     "history.json": (models.HISTORY_SCHEMA, ("HistoryReport",)),
+    "stats.json": (models.STATS_SCHEMA, ("StatsReport",)),
     "version.json": (models.VERSION_SCHEMA, ("VersionReport",)),
 }
 

@@ -64,6 +64,7 @@ LIBRARIES = {
         "report/devices.py",
         "report/diff.py",
         "report/findings.py",
+        "report/stats.py",
         "cli/",
     ),
     "zstandard": ("container/", "guest/multifd.py", "transport/compress.py"),

@@ -25,7 +25,7 @@ JSON = ROOT / "docs" / "json.md"
 COMMANDS = (
     "inspect", "records", "extract-ram", "extract-block", "verify", "check", "diagnose", "rewrite",
     "convert", "unpack", "build", "devices", "get", "cpus", "cmdline", "hexdump", "search", "diff",
-    "history", "heatmap", "report", "vmcoreinfo", "banner", "xml", "capture", "receive",
+    "history", "stats", "heatmap", "report", "vmcoreinfo", "banner", "xml", "capture", "receive",
     "snapshots",
 )  # fmt: skip
 NAMES = "|".join(COMMANDS)

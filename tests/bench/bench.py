@@ -214,6 +214,26 @@ def bench_search(path: Path, runs: int) -> None:
         )
 
 
+def bench_stats(path: Path, runs: int) -> None:
+    """stats of a capture, against summing up its bytes."""
+    find: list[str | Path] = [*VMSTREAM, "stats", path]
+    theirs, *ours = in_turn(
+        runs,
+        (["sha256sum", path], None),
+        (find, None),
+        ([*find, "--what-if", "xbzrle"], None),
+        ([*find, "--what-if", "zstd"], None),
+        ([*find, "--what-if", "zlib"], None),
+    )
+    names = ("pages as they are", "what if xbzrle", "what if zstd", "what if zlib")
+    for name, took in zip(names, ours, strict=True):
+        row(
+            f"stats, {path.name}, {name}, start-up included",
+            f"{took:.1f} s, {path.stat().st_size / took / 1e6:.0f} MB/s of the file",
+            f"{took / theirs:.1f} x sha256sum ({theirs:.1f} s)",
+        )
+
+
 def bench_diff(name: str, path: Path, work: Path, runs: int) -> None:
     """diff of a stream and a copy of it, against cmp of their images."""
     copy, images = work / "copy.bin", (work / "a.raw", work / "b.raw")
@@ -622,6 +642,7 @@ def main() -> None:
             bench_extract(path, work, options.runs)
             bench_rewrite(path, work, options.runs)
             bench_search(path, options.runs)
+            bench_stats(path, options.runs)
         bench_rewrite(busy, work, options.runs)
         bench_history(work, pages // 4, options.runs)
         bench_writer(pages // 2, options.runs)

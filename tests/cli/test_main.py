@@ -39,6 +39,7 @@ COMMANDS = {
     "search": "STREAM PATTERN",
     "diff": "A B",
     "history": "STREAM",
+    "stats": "STREAM",
     "heatmap": "STREAM",
     "report": "STREAM",
     "vmcoreinfo": "STREAM",
@@ -268,7 +269,7 @@ def test_any_other_error_of_the_system(tmp_path: Path) -> None:
 def test_what_is_no_stream(command: str, data: bytes, tmp_path: Path) -> None:
     (tmp_path / "s").write_bytes(data)
     more = MORE.get(command, [])
-    if command in ("hexdump", "search", "vmcoreinfo", "banner"):
+    if command in ("hexdump", "search", "stats", "vmcoreinfo", "banner"):
         more = [*more, "--spool", tmp_path]
     for stdin, name in ((None, "s"), (data, "-")):
         run = vmstream(command, name, *more, stdin=stdin, cwd=tmp_path)

@@ -12,7 +12,7 @@ from hypothesis import given, settings, strategies as st
 from tests.strategies import examples
 from tests.streamwriter import uleb14, xbzrle_encode
 from vmstream.guest import xbzrle as xbzrle_module
-from vmstream.guest.xbzrle import apply_deltas
+from vmstream.guest.xbzrle import DeltaCache, apply_deltas, delta_lengths
 
 PAGE = 4096
 
@@ -160,3 +160,115 @@ def test_a_few_long_payloads_are_not_walked_in_step(monkeypatch: pytest.MonkeyPa
     assert walked == []
     assert bytes(pages[50, :10]) == b"\0\0\0\0\0abc\0\0"
     assert bytes(pages[101, :1500]) == b"\0\0x" * 500
+
+
+# -- lengths, and the cache ----------------------------------------------------------------------
+
+
+def encoded_length(old: bytes, new: bytes) -> int:
+    """QEMU v7.2.0 migration/xbzrle.c xbzrle_encode_buffer(), with its checks in its order."""
+    out = at = 0
+    size = len(new)
+    while at < size:
+        if out + 2 > size:
+            return -1
+        same = at
+        while at < size and old[at] == new[at]:
+            at += 1
+        if at - same == size:
+            return 0
+        if at == size:
+            return out
+        out += len(uleb14(at - same))
+        literal = at
+        if out + 2 > size:
+            return -1
+        while at < size and old[at] != new[at]:
+            at += 1
+        out += len(uleb14(at - literal))
+        if out + at - literal > size:
+            return -1
+        out += at - literal
+    return out
+
+
+def edited(rng: random.Random, old: bytes) -> bytes:
+    """A page with changes of one of many looks, up to all of it."""
+    new = bytearray(old)
+    kind = rng.randrange(6)
+    if kind == 0:
+        return old
+    if kind == 1:
+        return bytes(b ^ 0xFF for b in old)
+    if kind == 2:
+        # Every so many bytes: the payload is about as long as the page.
+        for at in range(rng.randrange(3), len(new), rng.choice((2, 3, 4, 5))):
+            new[at] ^= 1
+        for at in range(rng.randrange(len(new)), rng.randrange(len(new) + 1)):
+            new[at] = old[at]
+        return bytes(new)
+    for _ in range(rng.randrange(1, 40)):
+        begin = rng.choice((0, len(new) - 1, rng.randrange(len(new))))
+        for at in range(begin, min(len(new), begin + rng.choice((1, 2, 8, 127, 128, 129, 2000)))):
+            new[at] ^= 1
+    return bytes(new)
+
+
+@pytest.mark.parametrize("size", [1024, 4096])
+def test_lengths_of_an_encoder(size: int) -> None:
+    rng = random.Random(size)
+    old = [rng.randbytes(size) for _ in range(300)]
+    new = [edited(rng, page) for page in old]
+    # Payloads as long as a page, and a little more or less; ended by bytes that differ or do not.
+    for literal in range(size - 8, size + 1):
+        for at in (0, 1, 3):
+            page = bytearray(old[0])
+            for i in range(at, min(size, at + literal)):
+                page[i] ^= 1
+            old.append(old[0])
+            new.append(bytes(page))
+    arrays = [np.frombuffer(b"".join(p), np.uint8).reshape(-1, size) for p in (old, new)]
+    found = delta_lengths(*arrays).tolist()
+    want = [encoded_length(a, b) for a, b in zip(old, new, strict=True)]
+    assert found == want
+    assert {-1, 0} < set(want)
+    assert size in want
+    # What is not too long is what the writer of the tests makes, too.
+    for a, b, length in zip(old, new, want, strict=True):
+        if length > 0:
+            assert len(xbzrle_encode(a, b)) == length
+
+
+def test_no_lengths() -> None:
+    assert not len(delta_lengths(*np.zeros((2, 0, 4096), np.uint8)))
+
+
+def cached(slots: int, sent: list[tuple[int, int]]) -> list[bool]:
+    """QEMU v7.2.0 migration/page_cache.c cache_is_cached(), cache_insert(), page by page."""
+    items: dict[int, tuple[int, int]] = {}
+    found = []
+    for page, age in sent:
+        held = items.get(page % slots)
+        found.append(held is not None and held[0] == page)
+        if held is None or held[0] == page or held[1] + 2 <= age:
+            items[page % slots] = page, age
+    return found
+
+
+@pytest.mark.parametrize("slots", [1, 4, 64])
+def test_cache(slots: int) -> None:
+    rng = random.Random(slots)
+    sent = [
+        (rng.choice((5, rng.randrange(100))), age)
+        for age in range(2, 9)
+        for _ in range(rng.randrange(80))
+    ]
+    cache, found, at = DeltaCache(slots), [], 0
+    while at < len(sent):
+        part = sent[at : at + rng.randrange(1, 50)]
+        at += len(part)
+        page, rounds = np.array(part).T
+        found += cache.send(page, rounds).tolist()
+    assert found == cached(slots, sent)
+    assert True in found
+    assert False in found

@@ -11,11 +11,18 @@ import time
 import zlib
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import zstandard
 
-from vmstream.transport.compress import Workers, compressed, in_order, page_codec
+from vmstream.transport.compress import (
+    PacketStream,
+    Workers,
+    compressed,
+    in_order,
+    page_codec,
+)
 from vmstream.transport.sink import OutputFile
 
 MIB = 1 << 20
@@ -116,3 +123,37 @@ def test_pages(size: int) -> None:
     assert zlib.decompress(page_codec("zlib", size)(memoryview(page))) == page
     packed = page_codec("zstd", size)(memoryview(page))
     assert zstandard.ZstdDecompressor().decompress(packed) == page
+
+
+@pytest.mark.parametrize("level", [1, 6])
+@pytest.mark.parametrize("name", ["zlib", "zstd"])
+def test_packets_are_one_stream(name: str, level: int) -> None:
+    """As QEMU does it: page by page, flushed behind each packet."""
+    rng = random.Random(level)
+    words = [rng.randbytes(rng.randrange(1, 40)) for _ in range(300)]
+    packets = [
+        [b"".join(rng.choices(words, k=400))[:4096].ljust(4096, b"\0") for _ in range(count)]
+        for count in (128, 1, 128, 37)
+    ]
+    stream = PacketStream(name, level)
+    found = [
+        stream.add([memoryview(b"".join(p[:50])), memoryview(b"".join(p[50:]))]) for p in packets
+    ]
+    packer: Any = (
+        zlib.compressobj(level)
+        if name == "zlib"
+        else zstandard.ZstdCompressor(level=level).compressobj()
+    )
+    flush = zlib.Z_SYNC_FLUSH if name == "zlib" else zstandard.COMPRESSOBJ_FLUSH_BLOCK
+    want = []
+    for pages in packets:
+        payload = b"".join(packer.compress(page) for page in pages)
+        want.append(len(payload + packer.flush(flush)))
+    assert found == want
+
+
+def test_level_of_a_page() -> None:
+    page = memoryview(b"".join(b"%d " % i for i in range(2000))[:4096])
+    assert len(page_codec("zlib", 4096, 0)(page)) > 4096 > len(page_codec("zlib", 4096)(page))
+    # A smaller window than usual makes nothing larger: there is one page to look back on.
+    assert len(page_codec("zlib", 4096)(page)) == len(zlib.compress(page, 1))

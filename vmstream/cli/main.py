@@ -47,6 +47,11 @@ _COMMANDS = {
         "command",
         "Tell how RAM was sent: passes, pages sent again, and what they were before.",
     ),
+    "stats": (
+        "vmstream.cli.stats",
+        "command",
+        "Tell what pages have, and what another encoding would have saved.",
+    ),
     "heatmap": ("vmstream.cli.heatmap", "command", "Draw RAM as a picture: what of it was sent."),
     "report": (
         "vmstream.cli.report",

@@ -238,3 +238,91 @@ class _Mover:
         np.minimum(step, np.repeat(count - 8, blocks), out=step)
         _, origin, target = self._views[0]
         target[np.repeat(to, blocks) + step] = origin[np.repeat(source, blocks) + step]
+
+
+def delta_lengths(old: NDArray[np.uint8], new: NDArray[np.uint8]) -> _Numbers:
+    """Return how long the payloads are that QEMU would make of pages.
+
+    A payload has a token for each run of bytes that differ: how many stay as they are in front
+    of it, how many it has, and those. What stays as it is behind the last one is not said.
+
+    Args:
+        old: What the pages were, uint8 (n, page size).
+        new: What they are, likewise.
+
+    Returns:
+        int64 (n,), bytes; 0 if nothing has changed, -1 where the payload would be longer than the
+        page (QEMU v10.1.0 migration/xbzrle.c xbzrle_encode_buffer()).
+
+    Memory:
+        Two bytes for each of a page, and 16 for each run.
+    """
+    count, size = new.shape
+    # A column in front and one behind, so that each run has an edge where it begins and ends.
+    differs = np.zeros((count, size + 2), np.bool_)
+    np.not_equal(old, new, out=differs[:, 1:-1])
+    edges = np.flatnonzero(differs[:, 1:] != differs[:, :-1])
+    begin, end = edges[::2], edges[1::2]
+    page = begin // (size + 1)
+    first = np.ones(len(page), np.bool_)
+    first[1:] = page[1:] != page[:-1]
+    before = np.empty_like(begin)
+    before[1:] = end[:-1]
+    before[first] = page[first] * (size + 1)
+    same, replaced = begin - before, end - begin
+    # Counts of 128 and more take a second byte.
+    token = replaced + 2 + (same >= 0x80) + (replaced >= 0x80)
+    length = np.bincount(page, token, count).astype(np.int64)
+    # The encoder wants room for two more bytes as long as it is not at the end of the page.
+    room = np.where(differs[:, size], length, length + 2)
+    length[(room > size) & (length > 0)] = -1
+    return length
+
+
+class DeltaCache:
+    """Which pages QEMU's XBZRLE cache has: one for each slot, by address.
+
+    QEMU v10.1.0 migration/page_cache.c. What a page in it has is what was sent of it last, so
+    the cache is all places and no pages here.
+
+    Args:
+        slots: Pages that it has room for, a power of two.
+
+    Memory:
+        16 bytes a slot that is used.
+    """
+
+    # Rounds for which a page that was used is not replaced by another
+    # (page_cache.c CACHED_PAGE_LIFETIME).
+    _LIFETIME = 2
+
+    def __init__(self, slots: int) -> None:
+        self._mask = slots - 1
+        # Pages from 1 on, 0 for none; and the round they were used in last.
+        self._pages = np.zeros(slots, np.int64)
+        self._rounds = np.zeros(slots, np.int64)
+
+    def send(self, page: _Numbers, rounds: _Numbers) -> NDArray[np.bool_]:
+        """Look up pages that are sent one after the other; those that are not there are put in.
+
+        Args:
+            page: Numbers by address, int64 (n,).
+            rounds: In which each is sent, int64 (n,).
+
+        Returns:
+            Which were there, bool (n,).
+        """
+        slot, hits = page & self._mask, np.zeros(len(page), np.bool_)
+        left = np.arange(len(page))
+        while len(left):
+            # Of each slot the first of those that are left: these do not meddle with each other.
+            _, turn = np.unique(slot[left], return_index=True)
+            rows = left[turn]
+            at, number, now = slot[rows], page[rows] + 1, rounds[rows]
+            held = self._pages[at]
+            hits[rows] = held == number
+            taken = (held == 0) | (held == number) | (self._rounds[at] + self._LIFETIME <= now)
+            self._pages[at[taken]] = number[taken]
+            self._rounds[at[taken]] = now[taken]
+            left = np.delete(left, turn)
+        return hits

@@ -149,7 +149,11 @@ class PageColumns:
 
     def first(self, records: int) -> PageColumns:
         """Return the first so many rows."""
-        return PageColumns(*(getattr(self, name)[:records] for name in self.__slots__))
+        return self.part(slice(records))
+
+    def part(self, rows: slice) -> PageColumns:
+        """Return some of the rows; they are borrowed."""
+        return PageColumns(*(getattr(self, name)[rows] for name in self.__slots__))
 
 
 @dataclass(frozen=True, eq=False)
