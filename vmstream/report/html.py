@@ -430,7 +430,7 @@ def _share(part: int, whole: int) -> str:
 def _chart(
     names: Sequence[str], values: Sequence[int], told: Callable[[int], str], base: int, css: str
 ) -> str:
-    width, height, left, top, low = 520, 210, 58, 20, 22
+    width, height, left, top, low = 520, 210, 76, 20, 22
     tall = height - top - low
     low_power = max(0, math.floor(math.log(max(1, min((v for v in values if v), default=1)), base)))
     low_power = max(0, low_power - 1) if base == 10 else low_power
