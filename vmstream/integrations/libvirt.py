@@ -222,6 +222,8 @@ class _Domain:
 
     def _explained(self, exc: Any, path: Path) -> str:
         text = f"libvirt: {exc}".replace(str(path), str(self.options.output))
+        if "previous migration" in text:
+            text += "; virsh resume, and suspend if it is to be paused, make it possible again"
         if exc.get_error_code() != self.api.VIR_ERR_SYSTEM_ERROR:
             return text
         advice = _ADVICE.get(exc.get_int1())
@@ -259,7 +261,7 @@ class _Domain:
                 stream_sha256=None,
                 format="",
                 mode="live" if self.options.live else "stopped",
-                qemu=_version(self.connection.getVersion()),
+                qemu=None,
                 machine=getattr(self.xml.find("os/type"), "attrib", {}).get("machine", ""),
                 name=self.name,
                 uuid=self.domain.UUIDString(),

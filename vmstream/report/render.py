@@ -527,9 +527,8 @@ def render_capture(report: CaptureReport, out: Console | None = None) -> None:
     what = size_text(report.output_size)
     if report.output_size != report.stream_size:
         what += f", of a stream of {size_text(report.stream_size)}"
-    guest = f"{report.machine}, QEMU {report.qemu}"
-    if report.libvirt is not None:
-        guest += f", libvirt {report.libvirt}"
+    by = f"QEMU {report.qemu}" if report.libvirt is None else f"libvirt {report.libvirt}"
+    guest = f"{report.machine}, {by}"
     if report.name:
         guest += f", {report.name!r}"
     took = "" if report.total_time_ms is None else f" in {report.total_time_ms} ms"
