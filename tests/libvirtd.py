@@ -188,9 +188,9 @@ class Libvirtd:
         parent = f"PPid:\t{self.process.pid}\n"
         for process in Path("/proc").glob("[0-9]*"):
             with contextlib.suppress(OSError):
-                if b"libvirt_iohelper" in (process / "cmdline").read_bytes():
-                    if parent in (process / "status").read_text():
-                        return int(process.name)
+                helps = b"libvirt_iohelper" in (process / "cmdline").read_bytes()
+                if helps and parent in (process / "status").read_text():
+                    return int(process.name)
         return None
 
     def backend(self, name: str) -> Path:
