@@ -24,7 +24,7 @@ from xml.etree import ElementTree
 import pytest
 
 import vmstream
-from tests.commandline import COMMAND, environment, no_leftovers, vmstream as command_line
+from tests.commandline import COMMAND, environment, no_leftovers
 from tests.containers import save_image
 from tests.libvirtd import Libvirtd
 from tests.qemu import Guest
@@ -76,6 +76,14 @@ def options(daemon: Libvirtd, output: Path, domain: str = "busy", **more: Any) -
     return DomainOptions(domain, output, daemon.uri, **more)
 
 
+def started(
+    daemon: Libvirtd, domain: Any, *args: str | Path, **more: Any
+) -> subprocess.Popen[bytes]:
+    """A process of its own; one of `tests.forkserver` would not have our umask."""
+    command = ["capture", "--libvirt", domain.name(), "--connect", daemon.uri, *map(str, args)]
+    return subprocess.Popen([*COMMAND, *command], stderr=subprocess.PIPE, env=environment(), **more)
+
+
 def runs_on(daemon: Libvirtd, domain: Any) -> bool:
     """It is said to run, and the guest writes to its memory."""
     before = daemon.memory(domain, GUEST)
@@ -100,13 +108,14 @@ def test_stopped_and_left_so(daemon: Libvirtd, domain: Any, place: Path) -> None
     """Memory of the moment, which libvirt loads; and then the domain can go on."""
     before = domain.XMLDesc(0)
     out, manifest = place / "guest.save", place / "guest.json"
-    run = command_line(
-        "capture", "--libvirt", "busy", "--connect", daemon.uri, "-o", out,
-        "--stop", "--verify", "--manifest", manifest,
+    process = started(
+        daemon, domain, "-o", out, "--stop", "--verify", "--manifest", manifest,
+        stdout=subprocess.PIPE,
     )  # fmt: skip
-    assert (run.status, run.err) == (0, "")
-    assert "captured stopped; the guest was running and is paused\n" in run.out
-    assert "verified: complete, no findings" in run.out
+    said, err = process.communicate()
+    assert (process.returncode, err) == (0, b"")
+    assert b"captured stopped; the guest was running and is paused\n" in said
+    assert b"verified: complete, no findings" in said
     assert domain.state()[0] == daemon.api.VIR_DOMAIN_PAUSED
     held = daemon.memory(domain, SIZE)
     assert ram(out) == held
@@ -170,11 +179,6 @@ def test_a_domain_that_does_not_run_stays_so(daemon: Libvirtd, domain: Any, plac
     assert domain.state()[0] == daemon.api.VIR_DOMAIN_PAUSED
     assert daemon.memory(domain, SIZE) == held == ram(place / "out")
     domain.resume()
-
-
-def started(daemon: Libvirtd, domain: Any, *args: str | Path) -> subprocess.Popen[bytes]:
-    command = ["capture", "--libvirt", domain.name(), "--connect", daemon.uri, *map(str, args)]
-    return subprocess.Popen([*COMMAND, *command], stderr=subprocess.PIPE, env=environment())
 
 
 def wait(condition: Callable[[], bool]) -> None:
