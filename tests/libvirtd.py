@@ -59,7 +59,10 @@ def missing() -> str | None:
         return "no binding for libvirt in this Python"
     if shutil.which("libvirtd") is None:
         return "no libvirtd on PATH"
-    if not list(Path("/usr").glob("lib*/**/connection-driver/libvirt_driver_qemu.so")):
+    driver = "libvirt/connection-driver/libvirt_driver_qemu.so"
+    if not [
+        p for place in ("lib*", "lib*/*-linux-*") for p in Path("/usr").glob(f"{place}/{driver}")
+    ]:
         return "no driver for QEMU of libvirt's"
     return None
 
