@@ -7,7 +7,7 @@ import os
 import pytest
 from hypothesis import settings
 
-from tests import linux
+from tests import libvirtd, linux
 from tests.browser import find_browser
 from tests.qemu import find_qemu
 from tests.strategies import examples
@@ -22,8 +22,10 @@ def pytest_runtest_setup(item: pytest.Item) -> None:
 
     `qemu("s390x", ...)` is for other emulators than that of x86_64; the mark nearest to the test
     counts. Those marked `linux` need the kernel of `tests.linux`, too, and those marked `browser`
-    need Chromium.
+    need Chromium. Those marked `libvirt` are skipped without one.
     """
+    if item.get_closest_marker("libvirt") is not None and (lacking := libvirtd.missing()):
+        pytest.skip(lacking)
     mark = item.get_closest_marker("qemu")
     wanted = (mark.args or ("x86_64",)) if mark is not None else ()
     missing = [f"qemu-system-{arch} on PATH" for arch in wanted if find_qemu(arch) is None]

@@ -62,7 +62,8 @@ def _started(env: dict[str, str]) -> socket.socket:
     if _server is None:
         _server, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         with theirs:
-            process = subprocess.Popen([sys.executable, __file__], stdin=theirs, env=env)
+            # Without -P, tests/ would be the first place for imports, and tests/qemu.py be `qemu`.
+            process = subprocess.Popen([sys.executable, "-P", __file__], stdin=theirs, env=env)
         atexit.register(process.wait)
         atexit.register(_server.close)  # is called first
     return _server

@@ -73,6 +73,7 @@ LIBRARIES = {
     "volatility3": ("integrations/volatility3.py",),
     "drgn": ("integrations/drgn.py",),
     "qemu": ("integrations/qmp.py",),
+    "libvirt": ("integrations/libvirt.py",),
     "socket": ("transport/",),
     "signal": ("transport/signals.py", "cli/main.py"),
     "numpy": ("guest/", "ops/", "report/", "stream/", "transport/", "wire/"),

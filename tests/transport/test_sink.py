@@ -56,6 +56,15 @@ def test_the_name_appears_with_commit(tmp_path: Path) -> None:
     assert names_in(tmp_path) == ["image"]
 
 
+def test_the_temporary_name(tmp_path: Path) -> None:
+    """What another process writes under it is there."""
+    with OutputFile(tmp_path / "out") as out:
+        out.temporary.write_bytes(b"theirs")
+        assert out.size == 6
+        out.commit()
+    assert (tmp_path / "out").read_bytes() == b"theirs"
+
+
 def test_left_without_commit(tmp_path: Path) -> None:
     with OutputFile(tmp_path / "image") as out:
         out.write(0, b"x")

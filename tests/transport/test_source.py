@@ -31,6 +31,7 @@ from vmstream.transport.source import (
     PipeSource,
     Source,
     Window,
+    measure,
     read_small,
 )
 
@@ -689,3 +690,16 @@ def test_a_fingerprint(tmp_path: Path) -> None:
         path.write_bytes(data)
         assert taken()[2] == first[2]
         assert taken()[1] != first[1]
+
+
+def test_measure(tmp_path: Path) -> None:
+    path = tmp_path / "some"
+    path.write_bytes(DATA)
+    with OpenSource(path) as source:
+        assert measure(source, digest=False) == (len(DATA), None)
+        assert measure(source, digest=True) == (len(DATA), hashlib.sha256(DATA).hexdigest())
+    for digest in (False, True):
+        pipe = PipeSource(io.BytesIO(DATA), "pipe")  # type: ignore[arg-type]
+        size, total = measure(pipe, digest=digest)
+        assert size == len(DATA)
+        assert total == (hashlib.sha256(DATA).hexdigest() if digest else None)

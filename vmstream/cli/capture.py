@@ -9,7 +9,7 @@ import click
 
 from vmstream.cli.options import json_option, progress_bar
 from vmstream.errors import printable
-from vmstream.integrations.capture import MAX_PASSES, CaptureOptions, capture
+from vmstream.integrations.capture import MAX_PASSES
 from vmstream.ops.encode import STANDARD_OUTPUT
 from vmstream.report.jsonout import dumps
 
@@ -20,20 +20,39 @@ Examples:
   vmstream capture --qmp guest.qmp -o dump.zst --zstd
   vmstream capture --qmp guest.qmp -o dump.bin --mapped-ram          QEMU 9.0 on
   vmstream capture --qmp guest.qmp -o - | ssh host 'cat > dump.bin'
+  vmstream capture --libvirt guest -o guest.save
 
 \b
-The guest needs a monitor of its own for this:
+The guest needs a monitor of its own for --qmp:
   qemu-system-x86_64 ... -qmp unix:/run/guest.qmp,server=on,wait=off
 """
+
+# Options of QMP's, and why libvirt has no such thing.
+_NOT_OF_LIBVIRT = {
+    "-o -": "it writes a file that it seeks in",
+    "--background-snapshot": "it has none for memory; --live lets the guest run",
+    "--mapped-ram": "it writes that (sparse) only where the domain ends, with "
+    "virsh save; 'vmstream convert --to mapped-ram' makes it of a save image",
+    "--xbzrle": "it sends whole pages",
+    "--zstd": "snapshot_image_format in /etc/libvirt/qemu.conf has it compress; or "
+    "'vmstream convert' the image",
+    "--live --stop": "it lets the guest run on at the end; leave out --live, or virsh suspend",
+}
 
 
 @click.command(epilog=_EPILOG)
 @click.option(
     "--qmp",
     type=click.Path(path_type=Path),
-    required=True,
     metavar="SOCKET",
     help="The unix socket of a QMP monitor of the guest.",
+)
+@click.option(
+    "--libvirt", "domain", metavar="DOMAIN",
+    help="A domain of libvirt instead, by name, UUID or id: writes a save image.",
+)  # fmt: skip
+@click.option(
+    "--connect", metavar="URI", help="With --libvirt: the connection, as that of virsh -c."
 )
 @click.option(
     "-o",
@@ -77,7 +96,9 @@ The guest needs a monitor of its own for this:
 @click.option("--force", is_flag=True, help="Replace files that exist.")
 @json_option
 def command(
-    qmp: Path,
+    qmp: Path | None,
+    domain: str | None,
+    connect: str | None,
     output: Path,
     mode: str,
     passes: int,
@@ -94,8 +115,22 @@ def command(
 
     Capabilities and parameters that the capture sets are set back, and a guest that ran goes on,
     also when the capture is interrupted or the disk is full.
+
+    With --libvirt, libvirt writes the image that virsh save does, but the domain does not end.
     """
     to_pipe = output == STANDARD_OUTPUT
+    if (qmp is None) == (domain is None):
+        raise click.UsageError("give one of --qmp SOCKET and --libvirt DOMAIN")
+    if connect is not None and domain is None:
+        raise click.UsageError("--connect is for --libvirt")
+    if domain is not None:
+        asked = {
+            "-o -": to_pipe, "--background-snapshot": mode == "background-snapshot",
+            "--mapped-ram": mapped_ram, "--xbzrle": xbzrle, "--zstd": zstd,
+            "--live --stop": mode == "live" and not resume,
+        }  # fmt: skip
+        for option in (option for option, given in asked.items() if given):
+            raise click.UsageError(f"{option} is not for --libvirt: {_NOT_OF_LIBVIRT[option]}")
     if to_pipe and (as_json or verify or mapped_ram):
         raise click.UsageError("-o - leaves no room for --json, --verify and --mapped-ram")
     if mapped_ram and zstd:
@@ -108,16 +143,30 @@ def command(
 
     if manifest is not None:
         check_free(manifest, force=force)
-    options = CaptureOptions(
-        qmp, output, mode, not resume, mapped_ram, xbzrle, zstd, passes, verify,
-        as_json or manifest is not None, force,
-    )  # fmt: skip
+    digest = as_json or manifest is not None
 
     def tell(text: str) -> None:
         click.echo(f"vmstream: not put back: {printable(text)}", err=True)
 
     with progress_bar("capturing") as progress:
-        report, code = capture(options, progress, tell)
+        if qmp is not None:
+            from vmstream.integrations.capture import CaptureOptions, capture
+
+            report, code = capture(
+                CaptureOptions(
+                    qmp, output, mode, not resume, mapped_ram, xbzrle, zstd, passes, verify,
+                    digest, force,
+                ), progress, tell,
+            )  # fmt: skip
+        else:
+            from vmstream.integrations.libvirt import DomainOptions, capture_domain
+
+            report, code = capture_domain(
+                DomainOptions(
+                    str(domain), output, connect, mode == "live", not resume, passes, verify,
+                    digest, force,
+                ), progress, tell,
+            )  # fmt: skip
     if manifest is not None:
         write_text(manifest, dumps(report) + "\n", force=force)
     if as_json:

@@ -253,6 +253,8 @@ class _Guest:
             schema=CAPTURE_SCHEMA,
             tool=f"vmstream {__version__}",
             qmp=str(options.qmp),
+            uri=None,
+            libvirt=None,
             output=str(options.output),
             output_size=0,
             output_sha256=None,
@@ -343,7 +345,7 @@ def capture(
     code = EXIT_FINDINGS if guest.troubles else 0
     if not options.verify:
         return report, code
-    checked, status = _verified(options.output, report.stream_size)
+    checked, status = verified(options.output, report.stream_size)
     return replace(report, complete=checked.complete, anomalies=checked.anomalies), status or code
 
 
@@ -398,7 +400,16 @@ def _into(guest: _Guest, out: OutputFile, signals: Deferred, progress: Progress 
             guest.run("remove-fd", fdset_id=fdset)
 
 
-def _verified(path: Path, size: int) -> tuple[InspectReport, int]:
+def verified(path: Path, size: int) -> tuple[InspectReport, int]:
+    """Read a capture as `inspect` does.
+
+    Args:
+        path: The file.
+        size: Bytes of the stream in it.
+
+    Raises:
+        OutputError: It cannot be read.
+    """
     try:
         with OpenStream(path, max_ram=size) as opened:
             return inspect(opened.source, container=opened.container)

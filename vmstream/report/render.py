@@ -527,17 +527,18 @@ def render_capture(report: CaptureReport, out: Console | None = None) -> None:
     what = size_text(report.output_size)
     if report.output_size != report.stream_size:
         what += f", of a stream of {size_text(report.stream_size)}"
-    guest = f"{report.machine}, QEMU {report.qemu}"
+    by = f"QEMU {report.qemu}" if report.libvirt is None else f"libvirt {report.libvirt}"
+    guest = f"{report.machine}, {by}"
     if report.name:
         guest += f", {report.name!r}"
     took = "" if report.total_time_ms is None else f" in {report.total_time_ms} ms"
     out.print(f"{printable(report.output)}: {what} ({report.format}){took}; {printable(guest)}")
-    how = {"live": f"live, {report.passes} passes"}.get(report.mode, report.mode)
-    out.print(
-        f"captured {how}; the guest was {report.status_before} and is {report.status_after}; "
-        f"settings changed for it: {len(report.settings)}, "
-        + ("NOT all set back" if report.troubles else "all set back")
-    )
+    how = report.mode if report.mode != "live" else f"live, {report.passes} passes"
+    said = f"captured {how}; the guest was {report.status_before} and is {report.status_after}"
+    if report.libvirt is None:
+        said += f"; settings changed for it: {len(report.settings)}, "
+        said += "NOT all set back" if report.troubles else "all set back"
+    out.print(said)
     if report.complete is not None:
         found = f"{len(report.anomalies)} findings" if report.anomalies else "no findings"
         out.print(f"verified: {'complete' if report.complete else 'NOT complete'}, {found}")

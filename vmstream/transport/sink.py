@@ -249,6 +249,9 @@ class OutputFile(SparseFile):
         path: Final name.
         force: Replace a file of that name.
 
+    Attributes:
+        temporary: The name until then, for another process that opens the file by it.
+
     Raises:
         OutputError: The name is taken.
         OSError: With the path.
@@ -258,9 +261,9 @@ class OutputFile(SparseFile):
         self.path = Path(path)
         self._force = force
         check_free(self.path, force=force)
-        self._temporary = self._temporary_name()
+        self.temporary = self._temporary_name()
         with _named(self.path):
-            fd = os.open(self._temporary, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o666)
+            fd = os.open(self.temporary, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o666)
         super().__init__(fd, self.path)
         self._open = True
 
@@ -274,7 +277,7 @@ class OutputFile(SparseFile):
     def for_writing(self) -> Iterator[int]:
         """Open it once more, for writing alone, to hand the descriptor to another process."""
         with _named(self.path):
-            fd = os.open(self._temporary, os.O_WRONLY | os.O_CLOEXEC)
+            fd = os.open(self.temporary, os.O_WRONLY | os.O_CLOEXEC)
         try:
             yield fd
         finally:
@@ -315,7 +318,7 @@ class OutputFile(SparseFile):
                 os.unlink(name)
                 raise
             os.close(self._fd)
-            os.replace(name, self._temporary)
+            os.replace(name, self.temporary)
         self._fd = fresh
 
     def sha256(self) -> str:
@@ -341,12 +344,12 @@ class OutputFile(SparseFile):
             try:
                 if self._force:
                     check_free(self.path, force=True)
-                    os.replace(self._temporary, self.path)
+                    os.replace(self.temporary, self.path)
                 else:
-                    _rename_new(self._temporary, self.path)
+                    _rename_new(self.temporary, self.path)
             except BaseException:
                 with contextlib.suppress(OSError):
-                    os.unlink(self._temporary)
+                    os.unlink(self.temporary)
                 raise
 
     def abort(self) -> None:
@@ -355,7 +358,7 @@ class OutputFile(SparseFile):
             self._open = False
             os.close(self._fd)
             with contextlib.suppress(OSError):
-                os.unlink(self._temporary)
+                os.unlink(self.temporary)
 
     def _temporary_name(self) -> Path:
         return self.path.with_name(f".vmstream-{secrets.token_hex(8)}.part")

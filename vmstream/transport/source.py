@@ -436,6 +436,18 @@ def whole_digest(source: Source) -> str | None:
     return digest.hexdigest()
 
 
+def measure(source: Source, *, digest: bool) -> tuple[int, str | None]:
+    """Bytes of an input, and their SHA-256 if it is wanted; read only as far as that takes."""
+    if source.size is not None and not digest:
+        return source.size, None
+    size, total = 0, hashlib.sha256()
+    for stretch in _in_order(source):
+        size += len(stretch)
+        if digest:
+            total.update(stretch)
+    return size, total.hexdigest() if digest else None
+
+
 # All bytes of an input, a window at a time.
 def _in_order(source: Source) -> Iterator[memoryview]:
     offset, at_end = 0, False

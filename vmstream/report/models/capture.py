@@ -33,15 +33,19 @@ class CaptureReport:
     Attributes:
         schema: 'vmstream.capture/1'.
         tool: Name and version.
-        qmp: Path of the monitor's socket.
+        qmp: Path of the monitor's socket; `None` with libvirt.
+        uri: URI of the connection to libvirt; `None` with QMP.
+        libvirt: Version of the libvirt; `None` with QMP.
         output: Path, '-' for standard output.
         output_size: Bytes.
         output_sha256: Of the file, `None` unless it was asked for.
         stream_size: Bytes of the stream, before it was compressed.
         stream_sha256: Of the stream, `None` unless it was asked for.
-        format: 'plain', 'zstd' or 'mapped-ram'.
+        format: 'plain', 'zstd' or 'mapped-ram'; of libvirt's save image 'libvirt-raw',
+            'libvirt-zstd' and so on.
         mode: 'stopped', 'live' or 'background-snapshot'.
-        qemu: Version of the QEMU, with that of the package.
+        qemu: Version of the QEMU, with that of the package; `None` with libvirt, which does not
+            tell which one runs.
         machine: Machine type.
         name: Of the guest, `None` if it has none.
         uuid: Of the guest.
@@ -49,17 +53,19 @@ class CaptureReport:
         total_time_ms: How long the migration took, milliseconds, as QEMU says.
         downtime_ms: How long QEMU itself stopped the guest, milliseconds, as QEMU says.
         passes: Passes over RAM, as QEMU counts.
-        status_before: QEMU's word for the state of the guest.
+        status_before: The word of QEMU, or of libvirt, for the state of the guest.
         status_after: That behind the capture.
         settings: What was set.
-        troubles: What could not be put back, in QEMU's words.
+        troubles: What could not be put back, in the words of QEMU or libvirt.
         complete: As `inspect` says, `None` unless `--verify` was given.
         anomalies: What `inspect` found.
     """
 
     schema: str
     tool: str
-    qmp: str
+    qmp: str | None
+    uri: str | None
+    libvirt: str | None
     output: str
     output_size: int
     output_sha256: str | None
@@ -67,7 +73,7 @@ class CaptureReport:
     stream_sha256: str | None
     format: str
     mode: str
-    qemu: str
+    qemu: str | None
     machine: str
     name: str | None
     uuid: str
