@@ -39,7 +39,8 @@ def receiver(directory: Path, *options: str) -> subprocess.Popen[str]:
 
 def connected(directory: Path) -> socket.socket:
     made = socket.socket(socket.AF_UNIX)
-    made.connect(str(directory / "sock"))
+    while made.connect_ex(str(directory / "sock")):  # it is bound before it listens
+        time.sleep(0.02)
     return made
 
 

@@ -46,11 +46,10 @@ _TLS = b"\x16\x03"
 # A destination would have to go on from where it was, or to run the guest. Postcopy alone needs
 # neither: the source sends what nobody asks for, too. QEMU v7.2.0 migration/ram.c
 # get_queued_page(), ram_find_and_save_block().
+_GOES_ON = "the source goes on with a postcopy migration that broke off, of which nothing is here"
 _REFUSED = {
-    MigCmd.POSTCOPY_RESUME: "the source goes on with a postcopy migration that broke off: what came "
-    "before is not here",
-    MigCmd.RECV_BITMAP: "the source goes on with a postcopy migration that broke off: what came "
-    "before is not here",
+    MigCmd.POSTCOPY_RESUME: _GOES_ON,
+    MigCmd.RECV_BITMAP: _GOES_ON,
     MigCmd.ENABLE_COLO: "the source has the capability x-colo, for which a destination has to run "
     "the guest: turn it off there and migrate again; the guest runs on at the source",
 }
@@ -80,7 +79,8 @@ class ReceiveOptions:
 class _Follower:
     """Reads along on the main channel, and says what to answer.
 
-    As far as the devices of precopy: no command comes behind them. Those of postcopy are in a package.
+    As far as the devices of precopy: no command comes behind them. In postcopy they are in a
+    package.
     """
 
     def __init__(self, *, switchover_ack: bool = False) -> None:
@@ -128,7 +128,7 @@ class _Follower:
             raise OutputError(_REFUSED[MigCmd(event.cmd)])
         if event.cmd == MigCmd.OPEN_RETURN_PATH:
             self.return_path = True
-            # Not unasked: to a QEMU before 8.1 it is an error, and the capability is not on the wire.
+            # Not unasked: a QEMU before 8.1 fails on it, and the capability is not on the wire.
             # QEMU v8.1.0 migration/savevm.c loadvm_process_command(), migration/migration.c
             # migration_can_switchover().
             return _message(MigRPMsg.SWITCHOVER_ACK, b"") if self._switchover_ack else b""
