@@ -44,7 +44,7 @@ At the source:
     help="Give up when nothing comes for so long (default: never).",
 )
 @click.option(
-    "--switchover-ack", is_flag=True, help="The source has the capability switchover-ack."
+    "--switchover-ack", is_flag=True, help="The source, QEMU 8.1 to 11.0, has this capability."
 )
 @click.option("--allow-remote", is_flag=True, help="Listen elsewhere than on loopback.")
 @click.option("--force", is_flag=True, help="DIR may have something in it.")
