@@ -163,6 +163,7 @@ def test_background_snapshot(tmp_path: Path) -> None:
     args = ["-M", "pc", "-accel", "tcg", "-m", "16M", *SOCKET]
     with Qemu(args, guest=BUSY) as vm:
         vm.wait_serial(b"FILLED")
+        vm.set_capabilities(auto_converge=True, return_path=True)  # which QEMU refuses beside it
         before = settings(vm)
         run = capture(vm, "-o", tmp_path / "out", "--background-snapshot", "--verify")
         if userfault_refused() is not None:

@@ -22,6 +22,7 @@ def stream(
     *devices: Device,
     machine: str = "pc-q35-7.2",
     blocks: dict[str, int] | None = None,
+    switchover_start: bool = False,
     **config: Any,
 ) -> bytes:
     size = 1 << config.get("page_bits", 12)
@@ -30,6 +31,8 @@ def stream(
     w.configuration(machine, **config)
     blocks = {"pc.ram": 2} if blocks is None else blocks
     w.ram_start([RamBlock(name, n * size) for name, n in blocks.items()])
+    if switchover_start:
+        w.command(11)
     with w.ram_end():
         for name, n in blocks.items():
             for page in range(n):
@@ -121,6 +124,102 @@ def test_refused(code: str) -> None:
     assert first.qemu[-1].startswith("load of migration failed: ")
     assert first.advice
     assert 0 < first.offset < len(one)
+
+
+STATE = "error while loading state for instance 0x0 of device"
+CHAINED = {
+    "machine": "post load hook failed for: configuration, version_id: 1, minimum_version: 0: "
+    "Machine type received is 'pc-q35-7.2' and local is 'pc-q35-11.1'",
+    "version": "unsupported version 3 for 'bus/dev' v2",
+    "version-old": f"{STATE} 'bus/dev': dev: incoming version_id 1 is too old for local minimum "
+    "version_id 2",
+    "subsection": f"{STATE} 'bus/dev': VM subsection 'dev/more' in 'dev' does not exist",
+    "section": "Unknown section or instance 'bus/dev' 0. Make sure that your current VM setup "
+    "matches your saved VM setup, including any hotplugged devices",
+    "ram-block": f"{STATE} 'ram': Failed to load vmstate version_id: 4, ret: -22",
+    "value": f"{STATE} 'bus/dev': Failed to load element of type int32 equal for n",
+}
+NEW = "pc-q35-11.1"
+
+
+@pytest.mark.parametrize(
+    ("code", "one", "other"),
+    [
+        ("machine", stream(), dump(NEW)),
+        ("version", stream(dev(3), machine=NEW), dump(NEW)),
+        ("version-old", stream(dev(1), machine=NEW), dump(NEW, oldest=2)),
+        ("subsection", stream(dev(2, FIELDS, SUB), machine=NEW), dump(NEW, more=False)),
+        ("section", stream(dev(), machine=NEW), stream(machine=NEW)),
+        ("ram-block", stream(machine=NEW, blocks={"a": 1}), stream(machine=NEW, blocks={})),
+        (
+            "value",
+            stream(dev(), machine=NEW),
+            stream(dev(2, (FIELDS[0], Field("n", "int32 equal", bytes(4)))), machine=NEW),
+        ),
+    ],
+)
+def test_words_of_qemu_10_2(code: str, one: bytes, other: bytes) -> None:
+    """As QEMU 11.1 says it, in one line."""
+    finding = next(f for f in held(one, other).findings if f.effect == "refused")
+    assert finding.code == code
+    said = "load of migration failed: Invalid argument: " + CHAINED[code]
+    assert finding.qemu[-1] == said
+
+
+def test_a_subsection_of_a_struct() -> None:
+    inner = {
+        "vmsd_name": "in",
+        "version": 1,
+        "fields": [FIELDS[0].describe()],
+        "subsections": [{"vmsd_name": "in/x", "version": 1, "fields": [FIELDS[0].describe()]}],
+    }
+    data = bytes(4) + b"\x05\x04in/x" + b"\0\0\0\1" + bytes(4)
+    device = dev(2, (Field("s", "struct", data, extra={"struct": inner}),))
+    four = {"field": "a", "version_id": 0, "field_exists": False, "size": 4}
+    known = {"name": "in", "version_id": 1, "minimum_version_id": 1, "Fields": [four]}
+    for sub, effect in (("in/x", "loads"), ("in/y", "refused")):
+        more = {"name": sub, "version_id": 1, "minimum_version_id": 1, "Fields": [four]}
+        vmsd = {"name": "dev", "version_id": 2, "minimum_version_id": 1, "Fields": [
+            {"field": "s", "version_id": 0, "field_exists": False, "size": 8,
+             "Description": known | {"Subsections": [more]}},
+        ]}  # fmt: skip
+        kind = {"Name": "x", "version_id": 2, "minimum_version_id": 1, "Description": vmsd}
+        text = {"vmschkmachine": {"Name": "pc-q35-7.2"}, "dev": kind}
+        report = held(stream(device), json.dumps(text).encode())
+        assert report.verdict == effect
+    (finding,) = report.findings
+    assert finding.qemu == [
+        "Failed to load dev:s",
+        "error while loading state for instance 0x0 of device 'bus/dev'",
+        "load of migration failed: No such file or directory",
+    ]
+
+
+def nic(first: int, more: int = 0) -> Device:
+    config = Field("config", "pci config", bytes([first, *range(1, 62), more, 0]))
+    pci = {"vmsd_name": "PCIDevice", "version": 2, "fields": [config.describe()]}
+    return Device("pci/nic", fields=(Field("d", "struct", config.data, extra={"struct": pci}),))
+
+
+def test_config_space() -> None:
+    assert held(stream(nic(1)), stream(nic(1, 9))).verdict == "loads"
+    one = stream(nic(1))
+    (finding,) = held(one, stream(nic(2))).findings
+    assert (finding.code, finding.offset) == ("pci-config", one.index(bytes([1, 1, 2, 3])))
+    assert finding.qemu[0].endswith("Bad config data: i=0x0 read: 1 device: 2 cmask: ")
+    assert finding.qemu[1] == "Failed to load PCIDevice:config"
+
+
+@pytest.mark.parametrize(("machine", "verdict"), [("pc-q35-7.2", "doubtful"), (NEW, "loads")])
+def test_a_command_that_is_too_new(machine: str, verdict: str) -> None:
+    sent = stream(machine=machine, switchover_start=True)
+    source = BytesSource(sent)
+    source.seekable = False
+    report, _ = check(source, BytesSource(stream(machine=machine)))
+    assert report.verdict == verdict
+    if report.findings:
+        assert report.findings[0].qemu[0] == "MIG_CMD 0xb unknown (len 0x0)"
+    assert check(source, source)[0].verdict == "loads"
 
 
 def test_names_of_what_does_not_fit() -> None:

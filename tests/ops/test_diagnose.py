@@ -25,7 +25,7 @@ PCI = Device(
         ),
     ),
 )
-STREAM = stream(dev(2, FIELDS, SUB), PCI)
+STREAM = stream(dev(2, FIELDS, SUB), PCI, switchover_start=True)
 
 
 def causes(log: str, data: bytes = STREAM) -> list[CauseReport]:
@@ -52,6 +52,25 @@ LINES = {
     "savevm: unsupported version 2 for 'bus/dev' v1": (
         "version", place(NAME, BODY - 4), "bus/dev[0]", None,
     ),
+    "load of migration failed: Invalid argument: Unknown section or instance 'bus/dev' 0. Make": (
+        "section", place(NAME, -5), "bus/dev[0]", None,
+    ),
+    "load of migration failed: Invalid argument: unsupported version 2 for 'bus/dev' v1": (
+        "version", place(NAME, BODY - 4), "bus/dev[0]", None,
+    ),
+    "load of migration failed: Invalid argument: error while loading state for instance 0x0 of "
+    "device 'bus/dev': dev: incoming version_id 2 is too old for local minimum version_id 3": (
+        "version-state", place(NAME, BODY - 4), "bus/dev[0]", "dev",
+    ),
+    "load of migration failed: Invalid argument: error while loading state for instance 0x0 of "
+    "device 'bus/dev': VM subsection 'dev/more' in 'dev' does not exist": (
+        "subsection", place(b"\x05\x08dev/more"), "bus/dev[0]", "dev/more",
+    ),
+    "load of migration failed: Invalid argument: error while loading state for instance 0x0 of "
+    "device 'bus/dev': Failed to load element of type int32 equal for n": (
+        "state", place(NAME, BODY + 4), "bus/dev[0]", "n",
+    ),
+    "MIG_CMD 0xb unknown (len 0x0)": ("command", place(b"\x08\0\x0b\0\0"), None, None),
     "Missing section footer for bus/dev": (
         "footer", place(NAME, BODY + 8 + 6 + 8 + 4), "bus/dev[0]", None,
     ),
@@ -89,6 +108,14 @@ def test_a_field_by_its_lines() -> None:
     assert (last.code, last.field) == ("state", "n")
     assert last.offset == place(NAME, BODY + 4)
     assert "0x4" in last.cause
+
+
+def test_an_unknown_subsection_is_among_those_there() -> None:
+    """As QEMU said it before 10.2: the name is not told."""
+    log = "error while loading state for instance 0x0 of device 'bus/dev'\n"
+    *_, last = causes(log + "load of migration failed: No such file or directory\n")
+    assert last.offset == place(b"\x05\x08dev/more")
+    assert "bus/dev[0] has dev/more" in last.cause
 
 
 def test_config_space() -> None:

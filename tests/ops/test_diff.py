@@ -7,7 +7,9 @@ from typing import Any
 
 import pytest
 
+from tests import streamwriter as sw
 from tests.ops.test_extract import simple
+from tests.ops.test_live import stream as live_stream
 from tests.truth import fixture_file
 from vmstream.container.open import OpenStream
 from vmstream.errors import OutputError, StreamError, UnsupportedError
@@ -90,3 +92,46 @@ def test_damage_has_its_input_in_the_error(real: Path, tmp_path: Path) -> None:
     for options in ({}, {"ram": False}):
         with pytest.raises(StreamError, match="cut"):
             found(real, tmp_path / "cut", **options)
+
+
+BITS = [sw.bitmap_start("disk", "b"), sw.bitmap_end()]
+DONE = [sw.bitmap_complete("disk", "b"), sw.bitmap_end()]
+
+
+def part(bits: bytes) -> list[sw.LiveBytes]:
+    return [sw.bitmap_bits(0, 2048, bits, "disk", "b"), sw.bitmap_end()]
+
+
+def test_dirty_bitmaps_by_their_records(tmp_path: Path) -> None:
+    """However they are spread over parts of the section."""
+    a, b, c = (tmp_path / name for name in "abc")
+    one = [sw.bitmap_bits(2048, 2048, None, "disk", "b"), sw.bitmap_end()]
+    a.write_bytes(live_stream("dirty-bitmap", BITS, part(b"\1\0"), one, DONE).data)
+    b.write_bytes(live_stream("dirty-bitmap", BITS, part(b"\1\0")[:1] + one, DONE).data)
+    c.write_bytes(live_stream("dirty-bitmap", BITS, part(b"\3\0"), one, DONE).data)
+    for ram in (True, False):
+        assert found(a, b, ram=ram).same
+        report = found(a, c, ram=ram)
+        assert not report.same
+        assert [(x.path, x.by) for x in report.live] == [("dirty-bitmap[0]", "records")]
+    report = found(a, c, ignore=("dirty-bitmap",))
+    assert (report.same, report.ignored_count) == (True, 1)
+
+
+def test_sections_that_are_not_decoded_by_their_bytes(tmp_path: Path) -> None:
+    paths = []
+    for i, body in enumerate((b"abc", b"abc", b"abd")):
+        paths.append(tmp_path / str(i))
+        records = [("live-end", body)]
+        paths[-1].write_bytes(live_stream("what", records, records).data)
+    assert found(paths[0], paths[1]).same
+    report = found(paths[0], paths[2])
+    assert [(x.path, x.by) for x in report.live] == [("what[0]", "bytes")]
+    assert not report.same
+
+
+@pytest.mark.parametrize("name", ["dirtybitmap-10.0-pc", "blockmig-5.2-pc"])
+def test_a_real_one_is_like_itself(name: str, tmp_path: Path) -> None:
+    path = fixture_file(name, tmp_path)
+    report = found(path, path, ram=False)
+    assert (report.same, report.live, report.live_left_out) == (True, [], [])

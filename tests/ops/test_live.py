@@ -140,6 +140,17 @@ def test_disks_of_any_size_take_bounded_memory(monkeypatch: pytest.MonkeyPatch) 
 # ---- dirty bitmaps ------------------------------------------------------------------------------
 
 
+@pytest.mark.parametrize(
+    ("start", "whole"),
+    [([sw.bitmap_end()], True), ([sw.bitmap_start("disk", "b"), sw.bitmap_end()], False)],
+)
+def test_no_end_without_a_bitmap(start: list[sw.LiveBytes], whole: bool) -> None:
+    """As QEMU 5.2 to 11.1 write it with the capability dirty-bitmaps and no bitmap."""
+    _, found = report(stream("dirty-bitmap", start).data)
+    assert found.complete is whole
+    assert codes(found) == ([] if whole else ["no-end"])
+
+
 def test_real_dirty_bitmaps() -> None:
     """Of three bitmaps none has a bit set, as QEMU said, too."""
     manifest = load_manifest("dirtybitmap-10.0-pc")

@@ -39,7 +39,8 @@ def receiver(directory: Path, *options: str) -> subprocess.Popen[str]:
 
 def connected(directory: Path) -> socket.socket:
     made = socket.socket(socket.AF_UNIX)
-    made.connect(str(directory / "sock"))
+    while made.connect_ex(str(directory / "sock")):  # it is bound before it listens
+        time.sleep(0.02)
     return made
 
 
@@ -61,6 +62,29 @@ def test_a_migration(tmp_path: Path) -> None:
             assert (process.returncode, err) == (0, "")
             check(directory, method, vm.backend.read_bytes(), out)
             vm.cont()
+        switched_to_postcopy(vm, tmp_path)
+
+
+def switched_to_postcopy(vm: Qemu, directory: Path) -> None:
+    """Nobody asks for pages; they come, as does the answer that is waited for."""
+    process = receiver(directory, "--json", "--timeout", "60")
+    vm.set_capabilities(multifd=False, return_path=True, postcopy_ram=True)
+    vm.set_parameters(max_bandwidth=MIB)
+    vm.stop()
+    vm.migrate(f"unix:{directory / 'sock'}", wait=False)
+    vm._wait(lambda: vm.query_migrate().get("ram", {}).get("transferred", 0) > MIB, 30, "MiB")
+    vm.qmp("migrate-start-postcopy")
+    vm.set_parameters(max_bandwidth=1 << 40)
+    assert vm.wait_migration()["status"] == "completed"
+    out, err = process.communicate(timeout=60)
+    report = json.loads(out)
+    assert (process.returncode, err) == (0, "")
+    assert (report["complete"], report["shut"]) == (True, True)
+    assert report["pings"] == 4
+    run = vmstream("extract-ram", directory / "rec" / "main.bin", "--block", "mem", "-o",
+                   directory / "ram")  # fmt: skip
+    assert run.status == 0, run.err
+    assert (directory / "ram").read_bytes() == vm.backend.read_bytes()
 
 
 def check(directory: Path, method: str | None, truth: bytes, out: str) -> None:
@@ -129,6 +153,12 @@ def test_interrupted(tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == []
 
 
+def test_the_switchover_is_allowed_if_that_is_waited_for() -> None:
+    start = b"QEVM\0\0\0\3" + b"\x08\0\1\0\0"
+    assert _Follower(switchover_ack=True).take(start) == bytes.fromhex("00070000")
+    assert _Follower().take(start) == b""
+
+
 def test_answers_and_postcopy() -> None:
     """The main channel may come byte by byte."""
     follower = _Follower()
@@ -137,5 +167,11 @@ def test_answers_and_postcopy() -> None:
     assert [a for a in answers if a] == [bytes.fromhex("00020004 00000007")]
     assert follower.return_path
     advise = b"\x08\0\3\0\x10" + bytes(6) + b"\x10\0" + bytes(6) + b"\x10\0"
-    with pytest.raises(OutputError, match="capability postcopy-ram"):
-        follower.take(advise)
+    assert follower.take(advise) == b""
+    package = b"\x08\0\2\0\4\0\0\0\3" + b"\x04\0\0\0\x09\3dev" + bytes(8)
+    package += b"\x7e\0\0\0\x09" + b"\x08\0\2\0\4\0\0\0\x42"
+    packaged = b"\x08\0\7\0\4" + len(package).to_bytes(4, "big")
+    answer = follower.take(packaged + package + b"\x08\0\2\0\4\0\0\0\4")
+    assert answer == b"".join(bytes.fromhex(f"00020004 000000{n:02x}") for n in (3, 0x42, 4))
+    with pytest.raises(OutputError, match="goes on with a postcopy migration"):
+        follower.take(b"\x08\0\x0a\0\4\3mem")

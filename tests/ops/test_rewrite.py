@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from tests.commandline import no_leftovers
 from tests.decoding import BytesSource
 from tests.strategies import corrupted_streams, examples
-from tests.streamwriter import simple_stream
+from tests.streamwriter import Device, Field, RamBlock, StreamWriter, simple_stream
 from tests.truth import fixture_file, fixture_names, open_fixture, qcow2_file
 from vmstream.container.open import OpenStream
 from vmstream.errors import OutputError, StreamError
@@ -110,3 +110,22 @@ def test_nothing_is_written_without_an_output(tmp_path: Path) -> None:
     report, code = rewritten(path, output=None, sets=(("configuration.name", "x"),))
     assert (code, report.output, report.change_count) == (0, None, 1)
     assert [p.name for p in tmp_path.iterdir()] == ["in"]
+
+
+@pytest.mark.parametrize("footers", [True, False])
+def test_without_footers_the_description_is_missed(footers: bool, tmp_path: Path) -> None:
+    """As of machine types up to 2.3."""
+    w = StreamWriter(footers=footers)
+    w.header()
+    w.ram_start([RamBlock("mem", 4096)])
+    with w.ram_end():
+        w.zero("mem", 0)
+    w.device(Device("dev", fields=(Field("a", "uint32", bytes(4)),)))
+    w.eof()
+    w.vmdescription()
+    path = tmp_path / "in"
+    path.write_bytes(w.data)
+    report, status = rewritten(path, output=tmp_path / "out", strip_vmdescription=True)
+    codes = [a.code for a in report.anomalies if a.severity == "warning"]
+    assert (codes, status) == (([], 0) if footers else (["stripped-unframed"], 1))
+    assert (tmp_path / "out").stat().st_size < len(w.data)

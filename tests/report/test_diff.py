@@ -10,6 +10,7 @@ from vmstream.report.models.diff import (
     DiffFact,
     DiffField,
     DiffInput,
+    DiffLive,
     DiffRAM,
     DiffRange,
     DiffRegister,
@@ -42,7 +43,7 @@ def test_all_that_can_be_told() -> None:
             field("cpu[0]/eip", None, 1, 2), field("d/n", None, 1, 2),
             field("d/t", "clocks", 1, 2), field("d/o", None, "none", "00"),
         ],
-        4, 1, 2, 5, ["block[0]"],
+        4, 1, 2, 5, [DiffLive("dirty-bitmap[0]", "records", "a", "b")], ["block[0]"],
         DiffRAM(
             4096, 8192, 1, 3,
             [
@@ -63,6 +64,7 @@ def test_all_that_can_be_told() -> None:
         "capabilities not stated -> xbzrle  (how it was sent; no difference)",
         "section      s[0] v2, only in B",
         "section      v[0] v1 -> v2",
+        "section      dirty-bitmap[0]: its records differ",
         "not compared what is in block[0]",
         "registers    of CPU 0",
         "  rip          0x10 -> 0x11",

@@ -181,6 +181,8 @@ def test_page_size_behind_device_state() -> None:
         (bytes(small()), "multifd"),
         (be64(0x1000 | FLAG_PAGE) + cstr8("pc.ram") + page(1), "preempt"),
         (be64(FLAG_ZERO) + cstr8("pc.ram") + b"\0", "preempt"),
+        (be64(0x10), "preempt"),
+        (be64(0x10) + b"\0", None),
         (be64(0x1000 | FLAG_PAGE | FLAG_CONTINUE) + cstr8("pc.ram"), None),
         (be64(0x1000 | FLAG_PAGE) + b"\3a\0b", None),
         (be64(0x1000 | FLAG_PAGE) + b"\0", None),

@@ -43,6 +43,9 @@ At the source:
     metavar="SECONDS",
     help="Give up when nothing comes for so long (default: never).",
 )
+@click.option(
+    "--switchover-ack", is_flag=True, help="The source, QEMU 8.1 to 11.0, has this capability."
+)
 @click.option("--allow-remote", is_flag=True, help="Listen elsewhere than on loopback.")
 @click.option("--force", is_flag=True, help="DIR may have something in it.")
 @json_option
@@ -50,6 +53,7 @@ def command(
     listen: str,
     output: Path,
     timeout: float | None,
+    switchover_ack: bool,
     allow_remote: bool,
     force: bool,
     as_json: bool,
@@ -58,7 +62,7 @@ def command(
 
     The guest is never run. At the source the migration completes, and the guest is stopped there.
     """
-    options = ReceiveOptions(listen, output, timeout, allow_remote, force)
+    options = ReceiveOptions(listen, output, timeout, allow_remote, force, switchover_ack)
     with progress_bar("receiving") as progress:
         report, code = receive(options, progress)
     if as_json:

@@ -1,14 +1,16 @@
 """`check`: whether a destination will load a stream, in QEMU's own words.
 
-The texts are those of QEMU 7.2 to 10.1: migration/savevm.c qemu_loadvm_section_start_full(),
-check_section_footer(), configuration_post_load(); migration/vmstate.c vmstate_load_state();
-migration/ram.c ram_load_precopy(); softmmu/physmem.c (system/physmem.c) qemu_ram_resize().
+The texts are those of QEMU 5.2 to 10.1, and where the destination's machine type is of 10.2 on, of
+these: migration/savevm.c qemu_loadvm_section_start_full(), check_section_footer(),
+configuration_post_load(); migration/vmstate.c vmstate_load_state(); migration/ram.c
+ram_load_precopy(); softmmu/physmem.c (system/physmem.c) qemu_ram_resize().
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+import re
+from collections.abc import Collection, Iterable, Iterator, Mapping
+from dataclasses import dataclass, replace
 from typing import Any
 
 from vmstream.container.layers import Container
@@ -23,6 +25,7 @@ from vmstream.report.models.check import CHECK_SCHEMA, CheckFinding, CheckReport
 from vmstream.report.models.names import readable
 from vmstream.stream.decoder import Decoder
 from vmstream.transport.source import Source
+from vmstream.wire.constants import MigCmd
 
 INVALID = "load of migration failed: Invalid argument"
 NO_ENTRY = "load of migration failed: No such file or directory"
@@ -32,9 +35,10 @@ _BY_HAND = frozenset(
     {
         "timer", "cpu_common", "cpu", "apic", "PCIBUS", "ide", "isa-ide", "i2c_bus", "acpi_build",
         "virt_acpi_build", "globalstate", "slirp", "ram", "block", "dirty-bitmap", "spapr",
-        "pbs-state",
+        "pbs-state", "ps2kbd", "ps2mouse",
     }
 )  # fmt: skip
+_NOT_READ = "commands between the parts of RAM: of a file, head and tail alone are read"
 _NOT_IN_A_DUMP = (
     "RAM blocks and which devices the machine has: a file of -dump-vmstate lists the device types "
     "that the QEMU knows; give a stream of the destination's machine for these"
@@ -45,6 +49,7 @@ _NOT_IN_A_DUMP = (
 class _Stream:
     summary: Summary
     devices: Devices
+    quick: bool = False
 
     @property
     def sections(self) -> dict[tuple[bytes, int], SectionSummary]:
@@ -59,7 +64,7 @@ def _read(
     progress: Progress | None,
 ) -> _Stream:
     if source.seekable and source.size is not None:
-        made = _Stream(Summary(), Devices())
+        made = _Stream(Summary(), Devices(), quick=True)
         for event in quick_events(source, Decoder(page_size, max_ram=max_ram)):
             made.summary.on(event)
             made.devices.on(event)
@@ -104,25 +109,33 @@ def check(
         OutputError: The destination's file is neither.
     """
     seen = _read(source, container, page_size, max_ram, progress)
-    not_checked = []
+    not_checked = [_NOT_READ] if seen.quick else []
     if is_static(against):
         kind, schema = "dump-vmstate", load_static(against)
         machine = schema.machine
-        found = [*_machine(seen.summary, machine), *_against_static(seen, schema)]
+        found = [
+            *_machine(seen.summary, machine),
+            *_commands(seen.summary, machine),
+            *_against_static(seen, schema),
+        ]
         by_hand = sorted(
             {_last(s.start.idstr) for s in seen.summary.sections if _by_hand(s, schema)}
         )
-        not_checked = [_NOT_IN_A_DUMP, f"state that is in no such file: {', '.join(by_hand)}"]
+        not_checked += [_NOT_IN_A_DUMP, f"state that is in no such file: {', '.join(by_hand)}"]
     else:
         kind, other = "stream", _read(against, against_container, page_size, max_ram, progress)
         machine = other.summary.machine
         found = [
             *_machine(seen.summary, machine),
             *_configuration(seen.summary, other.summary),
+            *_commands(seen.summary, machine, {c.cmd for c in other.summary.commands}),
             *_blocks(seen.summary, other.summary),
             *_sections(seen, other),
             *_values(seen, other),
+            *_config_space(seen, other),
         ]
+    if _is_chained(machine):
+        found = [_chained(f) for f in found]
     effects = {f.effect for f in found}
     verdict = "refused" if "refused" in effects else "doubtful" if "doubt" in effects else "loads"
     report = CheckReport(
@@ -137,6 +150,47 @@ def check(
         not_checked=not_checked,
     )
     return report, EXIT_OK if verdict == "loads" else EXIT_FINDINGS
+
+
+# ---- the words ---------------------------------------------------------------------------------
+
+
+# The version of a machine type; `None` if it has none.
+def _release(machine: str | None) -> tuple[int, int] | None:
+    m = re.search(r"-(\d+)\.(\d+)", machine or "")
+    return None if m is None else (int(m[1]), int(m[2]))
+
+
+def _is_chained(machine: str | None) -> bool:
+    return (_release(machine) or (0, 0)) >= (10, 2)
+
+
+# QEMU 10.2 made most messages one, behind that of the end ("migration: push Error **errp into
+# qemu_loadvm_state()" and the like, September 2025).
+def _chained(finding: CheckFinding) -> CheckFinding:
+    lines = finding.qemu
+    if not lines:
+        return finding
+    first = lines[0].removeprefix("savevm: ").replace("Unknown savevm ", "Unknown ")
+    first = first.replace("version_id  ", "version_id ")
+    state = next((line for line in lines if line.startswith("error while loading")), "")
+    match finding.code:
+        case "machine" | "page-size":
+            hook = "post load hook failed for: configuration, version_id: 1, minimum_version: 0"
+            lines = [f"{INVALID}: {hook}: {first}"]
+        case "version" | "section":
+            lines = [f"{INVALID}: {first}"]
+        case "version-old":
+            lines = [f"{INVALID}: {state}: {first}"]
+        case "subsection":
+            name = finding.message.rpartition(" ")[2]
+            parent = name.rpartition("/")[0]
+            lines = [f"{INVALID}: {state}: VM subsection '{name}' in '{parent}' does not exist"]
+        case "ram-block" | "ram-length":
+            lines = [first, f"{INVALID}: {state}: Failed to load vmstate version_id: 4, ret: -22"]
+        case "size":
+            lines = [first, f"{INVALID}: Section footer error, section_id: "]
+    return replace(finding, qemu=lines)
 
 
 # ---- the head ----------------------------------------------------------------------------------
@@ -191,6 +245,30 @@ def _configuration(summary: Summary, other: Summary) -> Iterator[CheckFinding]:
             [line, INVALID],
             f"set the capability {text} {received} at the destination",
         )
+
+
+# A machine type of 10.0 has it sent, so one that is older may be of a QEMU that does not know it.
+# QEMU v10.0.0 hw/core/machine.c hw_compat_9_2, migration/savevm.c loadvm_process_command().
+def _commands(
+    summary: Summary, machine: str | None, known: Collection[int] = ()
+) -> Iterator[CheckFinding]:
+    release = _release(machine)
+    if release is None or release >= (10, 0):
+        return
+    for command in summary.commands:
+        if command.cmd == MigCmd.SWITCHOVER_START and command.cmd not in known:
+            yield CheckFinding(
+                "doubt",
+                "command",
+                command.offset,
+                None,
+                "the stream has the command SWITCHOVER_START, which QEMU knows since 10.0; the "
+                f"destination's machine type, {machine}, is older",
+                "inferred",
+                [f"MIG_CMD {int(command.cmd):#x} unknown (len {command.length:#x})", INVALID],
+                "nothing, if the destination is QEMU 10.0 or later; else migrate again with "
+                "-global migration.send-switchover-start=off at the source",
+            )
 
 
 def block_offsets(summary: Summary) -> dict[bytes, int]:
@@ -360,9 +438,8 @@ def _layout(
 ) -> Iterator[CheckFinding]:
     start, name = section.start, readable(section.start.idstr)
     path = f"{name}[{start.instance_id}]"
-    known = {str(s.get("name")) for k in kinds for s in k.get("Subsections", ())}
-    lost = [c for c in node.children if c.type == "subsection" and c.name not in known]
-    for child in lost:
+    lost = list(_unknown_subsections(node, kinds, []))
+    for child, failed in lost:
         yield CheckFinding(
             "refused",
             "subsection",
@@ -370,9 +447,8 @@ def _layout(
             path,
             f"{name}: the destination does not know the subsection {child.name}",
             "wire",
-            _state_failed(name, start.instance_id, NO_ENTRY),
-            f"use a newer QEMU at the destination; or `rewrite --drop-subsection "
-            f"'{path}/{child.name}'`",
+            [*failed, *_state_failed(name, start.instance_id, NO_ENTRY)],
+            f"use a newer QEMU at the destination; or `rewrite --drop-subsection '{child.path}'`",
         )
     if lost or schema.describe(body.idstr, body.version_id, body.body) is not None:
         return
@@ -398,6 +474,39 @@ def _layout(
         "inferred",
         [f"Missing section footer for {name}", INVALID],
         "use the QEMU that wrote it, or a machine type that both have",
+    )
+
+
+# Subsections that no description of the kinds has, those of structs too, with the messages on the
+# way out: a struct tells its field, a subsection nothing.
+def _unknown_subsections(
+    node: Node, kinds: Iterable[Mapping[str, Any]], failed: list[str]
+) -> Iterator[tuple[Node, list[str]]]:
+    subsections: dict[str, list[Mapping[str, Any]]] = {}
+    structs: dict[str, list[tuple[str, Mapping[str, Any]]]] = {}
+    for kind in kinds:
+        for sub in kind.get("Subsections", ()):
+            subsections.setdefault(str(sub.get("name")), []).append(sub)
+        for field in kind.get("Fields", ()):
+            inner = field.get("Description")
+            if isinstance(inner, Mapping) and _has_subsections(inner):
+                named = str(kind.get("name")), inner
+                structs.setdefault(str(field.get("field")), []).append(named)
+    for child in node.children:
+        if child.type == "subsection":
+            if child.name not in subsections:
+                yield child, failed
+            else:
+                yield from _unknown_subsections(child, subsections[child.name], failed)
+        elif child.type == "struct" and (there := structs.get(child.name.partition("[")[0])):
+            line = f"Failed to load {there[0][0]}:{child.name.partition('[')[0]}"
+            yield from _unknown_subsections(child, [d for _, d in there], [line, *failed])
+
+
+def _has_subsections(vmsd: Mapping[str, Any]) -> bool:
+    inner = (f.get("Description") for f in vmsd.get("Fields", ()))
+    return bool(vmsd.get("Subsections")) or any(
+        _has_subsections(d) for d in inner if isinstance(d, Mapping)
     )
 
 
@@ -449,7 +558,9 @@ def _values(seen: _Stream, other: _Stream) -> Iterator[CheckFinding]:
         number = int(instance) if instance.isdigit() else 0
         # The local one first.
         values = f"{there:x} != {value:x}"
-        failed = f"Failed to load {idstr.rpartition('/')[2]}:{inner}"
+        failed = _element_failed(
+            other.summary.machine, idstr, number, idstr.rpartition("/")[2], inner, node.type
+        )
         yield CheckFinding(
             "refused",
             "value",
@@ -457,9 +568,68 @@ def _values(seen: _Stream, other: _Stream) -> Iterator[CheckFinding]:
             device,
             f"{node.path} is {value:#x}, and has to be the {there:#x} of the destination",
             "inferred",
-            [values, failed, *_state_failed(idstr, number)],
+            [values, *failed],
             "start the destination with the same properties of this device",
         )
+
+
+# The messages when an element of a device is refused.
+def _element_failed(
+    machine: str | None, idstr: str, instance: int, struct: str, name: str, kind: str
+) -> list[str]:
+    state, _ = whole = _state_failed(idstr, instance)
+    if _is_chained(machine):
+        return [f"{INVALID}: {state}: Failed to load element of type {kind} for {name}"]
+    return [f"Failed to load {struct}:{name}", *whole]
+
+
+# Bytes of PCI config space that have to be those of the destination, unless its device allows
+# others: vendor, device, revision, class, header type, the first capability.
+# QEMU v10.1.0 hw/pci/pci.c pci_init_cmask(), get_pci_config_device().
+_CONFIG_SIZE = 64
+_FIXED_CONFIG = (0, 1, 2, 3, 8, 9, 10, 11, 14, 0x34)
+
+
+def _config_space(seen: _Stream, other: _Stream) -> Iterator[CheckFinding]:
+    its = dict(_configs(other))
+    for path, (device, node) in _configs(seen):
+        if path not in its:
+            continue
+        there = its[path][1]
+        at = next((i for i in _FIXED_CONFIG if node.raw[i] != there.raw[i]), None)
+        if at is None:
+            continue
+        idstr, _, instance = device.path[:-1].rpartition("[")
+        ours, theirs = node.raw[at], there.raw[at]
+        said = f"get_pci_config_device: Bad config data: i={at:#x} read: {ours:x} "
+        said += f"device: {theirs:x} cmask: "
+        failed = _element_failed(
+            other.summary.machine, idstr, int(instance), "PCIDevice", "config", "pci config"
+        )
+        yield CheckFinding(
+            "refused",
+            "pci-config",
+            node.offset + at,
+            device.path,
+            f"byte {at:#x} of the PCI config space of {device.path} is {ours:#x}, at the "
+            f"destination {theirs:#x}",
+            "inferred",
+            [said, *failed],
+            "start the destination with the same device, and the same properties of it",
+        )
+
+
+# Of each device: it is in the first field, or in that one's, as with virtio.
+def _configs(stream: _Stream) -> Iterator[tuple[str, tuple[Node, Node]]]:
+    for device in stream.devices.tree:
+        node: Node | None = device
+        for _ in range(3):
+            node = next(iter(node.children), None) if node is not None else None
+            found = () if node is None else node.children
+            config = next((c for c in found if c.type == "pci config"), None)
+            if config is not None and config.size >= _CONFIG_SIZE:
+                yield config.path, (device, config)
+                break
 
 
 def _equal(stream: _Stream) -> Iterator[tuple[Node, int]]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Iterable
 
 from vmstream.container.layers import Container
@@ -22,18 +23,52 @@ from vmstream.stream.events import (
     Configuration,
     EndOfStream,
     Event,
+    LiveRecord,
     Payload,
     SectionStart,
     VMDescription,
 )
 from vmstream.transport.source import Source
 from vmstream.wire.constants import SectionType
+from vmstream.wire.live import BlockProgress, BodyEnd
 
 # White space that may stand ahead of JSON.
 _BLANKS = 64
 
 # Names that a message suggests.
 _SUGGESTED = 5
+
+
+class LiveContent:
+    """What came of an iterable section other than RAM, summed up.
+
+    Attributes:
+        decoded: By its records, without those of progress; else by all its bytes.
+    """
+
+    def __init__(self) -> None:
+        self.decoded = True
+        self._sum = hashlib.sha256()
+        self._goes_on = False
+
+    def record(self, event: LiveRecord) -> None:
+        """Take a record, or a stretch of one."""
+        if isinstance(event.record, (BlockProgress, BodyEnd)):
+            return
+        if not self._goes_on:
+            self._sum.update(repr(event.record).encode())
+        self._goes_on = not event.final
+        self._sum.update(event.data)
+
+    def payload(self, event: Payload) -> None:
+        """Take bytes that nothing is known of."""
+        self.decoded = False
+        self._sum.update(event.data)
+
+    @property
+    def sha256(self) -> str:
+        """The sum so far."""
+        return self._sum.hexdigest()
 
 
 class Devices:
@@ -44,6 +79,8 @@ class Devices:
         machine: Machine type; `None` if the stream does not say.
         configuration: The configuration section; `None` if there is none.
         live: Starts of the iterable sections, MAX_LIVE at the most.
+        contents: What came of those other than RAM, by section id.
+        whole: All of the stream was seen, not head and tail alone.
         text: The vmdescription; `None` if there is none.
         ended: EOF was seen.
         schema: The vmdescription of another stream, for a stream without.
@@ -60,6 +97,9 @@ class Devices:
         self.machine: str | None = None
         self.configuration: Configuration | None = None
         self.live: list[SectionStart] = []
+        self.contents: dict[int, LiveContent] = {}
+        self.whole = True
+        self._content: LiveContent | None = None
         self.text: bytes | None = None
         self.ended = False
         self.schema: bytes | None = None
@@ -79,8 +119,15 @@ class Devices:
             live = event.section_type == SectionType.QEMU_VM_SECTION_START
             if live and len(self.live) < self.MAX_LIVE:
                 self.live.append(event)
+                if event.idstr != b"ram":
+                    self.contents[event.section_id] = LiveContent()
+            self._content = None if full else self.contents.get(event.section_id)
             self._body.clear()
             self._offset = event.end
+        elif isinstance(event, LiveRecord) and self._content is not None:
+            self._content.record(event)
+        elif isinstance(event, Payload) and self._content is not None:
+            self._content.payload(event)
         elif isinstance(event, Payload) and self._start is not None:
             self._body += event.data
             if event.final:
@@ -149,6 +196,7 @@ def read_devices(
         for event in quick_events(source, Decoder(page_size, max_ram=max_ram)):
             found.on(event)
         if found.ended and found.text is not None and not found.findings.error:
+            found.whole = False
             return found
     found = Devices()
     run(source, Decoder(page_size, max_ram=max_ram), [found], progress, container)

@@ -9,6 +9,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from itertools import islice
 
 from vmstream.container.layers import Container
 from vmstream.errors import EXIT_FINDINGS, EXIT_OK
@@ -21,10 +22,14 @@ from vmstream.ops.verify import Verified, examine
 from vmstream.report.models.diagnose import DIAGNOSE_SCHEMA, CauseReport, DiagnoseReport
 from vmstream.report.models.names import readable
 from vmstream.transport.source import Source
+from vmstream.wire.constants import MigCmd
 
 # Bytes of a log, and messages of it that are explained.
 MAX_LOG = 16 << 20
 _MOST_CAUSES = 1000
+
+# Fields of a device that are looked through for one by its name.
+_MOST_NODES = 1 << 14
 
 _ERRNO = {
     "Invalid argument": "what the stream states does not fit: the line above says what",
@@ -51,6 +56,7 @@ class _Log:
     # 'Failed to load' comes from the inside out, and the section last.
     fields: list[tuple[str, str]] = field(default_factory=list)
     config: tuple[int, str] | None = None
+    refused: Node | None = None
 
     def section(self, idstr: str, instance: int | None = None) -> SectionSummary | None:
         """The section of a name, as QEMU prints it."""
@@ -67,6 +73,11 @@ class _Log:
                 return finding.offset, f"; {finding.message}"
         return None, "; the stream itself is sound there, so the destination read it otherwise"
 
+    # In the structs of a device, if there is but one of that name.
+    def _deeper(self, node: Node, name: str) -> Node | None:
+        found = [n for n in islice(_inside(node), _MOST_NODES) if n.name.partition("[")[0] == name]
+        return found[0] if len(found) == 1 else None
+
     def node(self, section: SectionSummary) -> Node | None:
         """The field that 'Failed to load' named, outermost last."""
         tree = self.seen.devices.tree
@@ -77,12 +88,14 @@ class _Log:
             return None
         at: Node = nodes[0]
         for _, name in reversed(self.fields):
-            inner = next((c for c in at.children if c.name.partition("[")[0] == name), None)
+            names = (c for c in at.children if c.name.partition("[")[0] == name)
+            inner = next(names, None) or self._deeper(at, name)
             if inner is None:
                 break
             at = inner
         if self.config is not None and self.fields and self.fields[0][1] == "config":
             return at
+        self.refused = at
         return at if at is not nodes[0] else None
 
 
@@ -164,8 +177,55 @@ def _state(log: _Log, idstr: str, instance: int | None) -> _Found:
     return at, _path(section, idstr), name, cause, _DAMAGE if idstr == "ram" else _DEVICE_DIFFERS
 
 
+# Since 10.2 what failed inside stands behind it, outermost first, and structs have no part in it.
 def _state_instance(log: _Log, m: re.Match[str]) -> _Found:
+    inside = re.findall(r"Failed to load element of type .+? for ([^:\s]+)", m[3] or "")
+    log.fields += [("", name) for name in reversed(inside)]
     return _state(log, m[2], int(m[1], 16))
+
+
+def _subsection(log: _Log, m: re.Match[str]) -> _Found:
+    section = log.section(m[2], int(m[1], 16))
+    found = None
+    for device in log.seen.devices.tree:
+        if section is not None and device.offset == section.body_offset:
+            found = next(
+                (n for n in _inside(device) if n.type == "subsection" and n.name == m[3]), None
+            )
+    cause = f"the destination does not know the subsection {m[3]}"
+    advice = "use a newer QEMU at the destination"
+    if found is not None:
+        advice += f"; or `rewrite --drop-subsection '{found.path}'`"
+    at = found.offset if found else section.body_offset if section else None
+    return at, _path(section, m[2]), m[3], cause + ("" if section else _lost(m[2])), advice
+
+
+def _state_version(log: _Log, m: re.Match[str]) -> _Found:
+    section = log.section(m[1]) if m[1] else None
+    at = section.body_offset - 4 if section else None
+    cause = f"the state of {m[2]} is of version {m[3]}, which the destination does not read"
+    name = _path(section, m[1]) if m[1] else None
+    return at, name, m[2], cause, "use a QEMU between the two"
+
+
+def _command(log: _Log, m: re.Match[str]) -> _Found:
+    number = int(m[1], 16)
+    command = next((c for c in log.seen.summary.commands if c.cmd == number), None)
+    if command is None:
+        return _damaged("a command that the destination does not know")(log, m)
+    cause = f"the destination does not know the command {command.name}"
+    advice = "use a newer QEMU at the destination"
+    if number == MigCmd.SWITCHOVER_START:
+        cause += ", which QEMU has since 10.0"
+        advice += ", or -global migration.send-switchover-start=off at the source"
+    return command.offset, None, None, cause, advice
+
+
+# All nodes in one, itself left out.
+def _inside(node: Node) -> Iterator[Node]:
+    for child in node.children:
+        yield child
+        yield from _inside(child)
 
 
 def _state_id(log: _Log, m: re.Match[str]) -> _Found:
@@ -240,6 +300,10 @@ def _damaged(what: str, advice: str = _DAMAGE) -> Callable[[_Log, re.Match[str]]
 def _end(log: _Log, m: re.Match[str]) -> _Found:
     cause = _ERRNO.get(m[1], "the lines above say why")
     at = log.fault()[0] if m[1] == "Input/output error" else None
+    if m[1] == "No such file or directory" and log.refused is not None:
+        subs = [c for c in log.refused.children if c.type == "subsection"]
+        at = subs[0].offset if subs else None
+        cause += f"; {log.refused.path} has {', '.join(c.name for c in subs[:8]) or 'none'}"
     return at, None, None, cause, "see the other lines"
 
 
@@ -257,22 +321,25 @@ _RULES: tuple[tuple[str, str, Callable[[_Log, re.Match[str]], _Found]], ...] = (
     (r"Capability (\S+) is \w+, but received capability is \w+|Received unknown capability",
      "capability", _configuration("capabilities")),
     (r"UUID received is \S+ and local is \S+", "uuid", _configuration("uuid")),
-    (r"Unknown savevm section or instance '(.+)' (\d+)", "section", _unknown_section),
-    (r"Unknown savevm section type \d+", "desync",
+    (r"Unknown (?:savevm )?section or instance '(.+)' (\d+)", "section", _unknown_section),
+    (r"Unknown (?:savevm )?section type \d+", "desync",
      _damaged("what follows a section is no section: its loader stopped too early or too late")),
-    (r"Unknown savevm section \d+", "part", _damaged("a part of a section that was not begun")),
-    (r"savevm: unsupported version (\d+) for '(.+)' v(\d+)", "version", _version),
-    (r"(\S+): incoming version_id (\d+) is too (?:new|old)", "version-state",
-     lambda log, m: (None, None, m[1], f"the state of {m[1]} is of version {m[2]}, which the "
-                     "destination does not read", "use a QEMU between the two")),
+    (r"Unknown (?:savevm )?section \d+", "part",
+     _damaged("a part of a section that was not begun")),
+    (r"(?:savevm|Invalid argument): unsupported version (\d+) for '(.+)' v(\d+)", "version",
+     _version),
+    (r"(?:of device '([^']+)': )?(\S+): incoming version_id (\d+) is too (?:new|old)",
+     "version-state", _state_version),
     (r"Missing section footer for (.+)", "footer", _footer),
     (r"Mismatched section id in footer for (.+) - read", "footer", _footer),
     (r"get_pci_config_device: Bad config data: i=(0x[0-9a-f]+) read: (\w+) device: (\w+)",
      "pci-config", _pci),
     (r"Failed to load ([^:\s]+):(.+)", "field", _failed),
     (r"Input validation failed: ([^/]+)/(.+)", "field", _failed),
-    (r"error while loading state for instance (0x[0-9a-f]+) of device '(.+)'", "state",
-     _state_instance),
+    (r"error while loading state for instance (0x[0-9a-f]+) of device '([^']+)': VM subsection "
+     r"'(.+)' in '.+' does not exist", "subsection", _subsection),
+    (r"error while loading state for instance (0x[0-9a-f]+) of device '([^']+)'(?:: (.*))?",
+     "state", _state_instance),
     (r"error while loading state section id \d+\((.+)\)", "state", _state_id),
     (r"(?:Size mismatch|Size too large|Length mismatch): (.+): (0x[0-9a-f]+)(?: in)? (?:!=|>) "
      r"(0x[0-9a-f]+)", "ram-length", _length),
@@ -285,8 +352,8 @@ _RULES: tuple[tuple[str, str, Callable[[_Log, re.Match[str]], _Found]], ...] = (
     (r"Failed to (?:decompress XBZRLE page|load XBZRLE page)|Invalid compressed data length|"
      r"Found a zero page with value|decompress data failed", "ram-page",
      _damaged("a page that cannot be decoded")),
-    (r"MIG_CMD 0x\w+ unknown|received with bad length", "command",
-     _damaged("a command that the destination does not know, or with another length")),
+    (r"MIG_CMD (0x[0-9a-f]+) unknown", "command", _command),
+    (r"received with bad length", "command", _damaged("a command with another length")),
     (r"Unable to read ID string for section", "truncated",
      _damaged("the stream ended in the head of a section")),
     (r"Expected vmdescription section, but got", "vmdescription",

@@ -13,15 +13,16 @@ from vmstream.guest.devices import DeviceTree, Node, path_pattern
 from vmstream.guest.imageranges import Image, image_ranges
 from vmstream.guest.meaning import meaning
 from vmstream.ops.channels import Channels
-from vmstream.ops.devices import Devices, read_devices
+from vmstream.ops.devices import Devices, LiveContent, read_devices
 from vmstream.ops.diffram import Comparable, compare, two_streams, with_image
 from vmstream.ops.memory import GuestMemory, MemoryOptions, index_memory
-from vmstream.ops.pipeline import Findings, Progress, events
+from vmstream.ops.pipeline import Findings, Progress, events, run
 from vmstream.report.models.diff import (
     DIFF_SCHEMA,
     DiffFact,
     DiffField,
     DiffInput,
+    DiffLive,
     DiffRegister,
     DiffReport,
     DiffSection,
@@ -172,6 +173,11 @@ def _read(
             progress=progress,
             container=opened.container,
         )
+        if found.contents and not found.whole:
+            # Their content stands between the parts of RAM.
+            found = Devices()
+            decoder = Decoder(options.page_size, max_ram=options.memory.max_ram)
+            run(source, decoder, [found], progress, opened.container)
         if found.findings.error is not None and not options.memory.partial:
             raise found.findings.error
         return _Side(source.name, found)
@@ -233,7 +239,9 @@ def _report(
                       progress=progress)  # fmt: skip
         unequal = these.unequal or ram.pages > 0
     told = [f for f in found.told if not f.transport]
-    same = not (told or found.changed or found.field_count or found.register_count or unequal)
+    live = found.live_changed or found.live_left_out
+    state = found.changed or found.field_count or found.register_count or live
+    same = not (told or state or unequal)
     report = DiffReport(
         DIFF_SCHEMA,
         f"vmstream {__version__}",
@@ -249,6 +257,7 @@ def _report(
         found.clock_count,
         found.ignored_count,
         found.common,
+        found.live_changed,
         found.live_left_out,
         ram,
     )
@@ -289,6 +298,7 @@ class _Found:
         self.registers: list[DiffRegister] = []
         self.register_count = 0
         self.common: int | None = None
+        self.live_changed: list[DiffLive] = []
         self.live_left_out: list[str] = []
 
     def facts(self, a: Devices, b: Devices) -> None:
@@ -323,17 +333,27 @@ class _Found:
             self._section(node.path, None, node)
 
     def live(self, a: Devices, b: Devices) -> None:
-        """Compare which iterable sections there are; their content is not compared."""
-        ours, theirs = (
-            {f"{readable(s.idstr)}[{s.instance_id}]": s.version_id for s in side.live}
-            for side in (a, b)
-        )
+        """Compare the iterable sections other than RAM: their records, or else their bytes."""
+        ours, theirs = ({f"{readable(s.idstr)}[{s.instance_id}]": s for s in side.live}
+                        for side in (a, b))  # fmt: skip
         for path in dict.fromkeys([*ours, *theirs]):
-            versions = ours.get(path), theirs.get(path)
-            if versions[0] != versions[1]:
-                self._change(path, versions, (None, None))
-            if None not in versions and path != "ram[0]":
-                self.live_left_out.append(path)
+            one, two = ours.get(path), theirs.get(path)
+            version_a = None if one is None else one.version_id
+            version_b = None if two is None else two.version_id
+            if one is None or two is None or version_a != version_b:
+                self._change(path, (version_a, version_b), (None, None))
+            elif path != "ram[0]":
+                self._live(path, a.contents.get(one.section_id), b.contents.get(two.section_id))
+
+    def _live(self, path: str, a: LiveContent | None, b: LiveContent | None) -> None:
+        if a is None or b is None or a.decoded != b.decoded:
+            self.live_left_out.append(path)
+        elif a.sha256 != b.sha256:
+            if self._ignored(path):
+                self.ignored_count += 1
+                return
+            by = "records" if a.decoded else "bytes"
+            self.live_changed.append(DiffLive(path, by, a.sha256, b.sha256))
 
     def cpus(self, a: DeviceTree, b: DeviceTree) -> None:
         """Compare registers by their names."""

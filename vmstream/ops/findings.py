@@ -131,6 +131,10 @@ MEANINGS: dict[str, Meaning] = {
         "The stream does not describe its device state: where it ends was inferred.",
         "nothing, if it was left out on purpose; `rewrite --add-vmdescription` puts one in",
     ),
+    "stripped-unframed": Meaning(
+        "The vmdescription was all that told device sections apart, and was taken off.",
+        "keep the stream as it was, too; `rewrite --add-vmdescription` puts one in again",
+    ),
     "header-scan": Meaning(
         "Device state is told apart by what looks like headers, which is inference.",
         "nothing: old machine types write no more than that",

@@ -339,8 +339,13 @@ class Summary:
         missing = {b.block.idstr: b.pages_missing for b in self.coverage_blocks()}
         self.live.finish()
         for section in self._live.values():
-            # Proxmox Backup sends a START and nothing else.
-            if section.ended or section.start.idstr == b"pbs-state":
+            # Proxmox Backup sends a START and nothing else; dirty bitmaps without a bitmap have no
+            # END, as they stop being active: QEMU v10.1.0 migration/block-dirty-bitmap.c
+            # dirty_bitmap_is_active().
+            bare = section.start.idstr == b"pbs-state" or (
+                section.start.idstr == b"dirty-bitmap" and not self.live.has_bitmaps
+            )
+            if section.ended or bare:
                 continue
             name = readable(section.start.idstr)
             once = not any(missing.values()) and self.coverage is not None

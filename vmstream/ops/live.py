@@ -200,6 +200,11 @@ class LiveSummary:
         self._pbs_state: int | None = None
         self._start: SectionStart | None = None
 
+    @property
+    def has_bitmaps(self) -> bool:
+        """Whether a dirty bitmap came."""
+        return bool(self._bitmaps)
+
     def on(self, event: Event) -> None:
         """Take one event."""
         if isinstance(event, LiveRecord):

@@ -20,7 +20,7 @@ from vmstream.ops.pipeline import Consumer, Progress, events
 from vmstream.ops.splice import Ahead, Nowhere, write_spliced
 from vmstream.report.models.rewrite import REWRITE_SCHEMA, ChangeReport, RewriteReport
 from vmstream.stream.decoder import Decoder
-from vmstream.stream.events import Event
+from vmstream.stream.events import Anomaly, Event
 from vmstream.transport.sink import (
     Copier,
     Output,
@@ -125,6 +125,15 @@ def rewrite(
         if isinstance(out, OutputFile):
             out.commit()
     summary.finish()
+    described = summary.vmdescription
+    stripped = options.strip_vmdescription and options.add_vmdescription is None
+    if stripped and described is not None and decoder.footers is False:
+        at = described.offset
+        message = (
+            "the stream has no section footers: without the vmdescription where device state ends "
+            "is inferred from what looks like headers, or not told at all; QEMU loads it"
+        )
+        summary.findings.on(Anomaly(at, at, "warning", "stripped-unframed", message))
     for found in memory.findings if memory is not None else ():
         if found not in summary.findings.kept:
             summary.findings.on(found)

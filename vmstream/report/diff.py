@@ -55,6 +55,8 @@ def _devices(out: Console, report: DiffReport) -> None:
         versions = {"removed": f"v{s.version_a}, only in A", "added": f"v{s.version_b}, only in B"}
         told = versions.get(s.status, f"v{s.version_a} -> v{s.version_b}")
         _row(out, "section", f"{s.path} {told}")
+    for live in report.live:
+        _row(out, "section", f"{live.path}: its {live.by} differ")
     if report.live_left_out:
         shown = ", ".join(report.live_left_out)
         _row(out, "not compared", f"what is in {shown}")

@@ -56,10 +56,13 @@ _STRETCH = 8 << 20
 def kind_of_channel(head: bytes) -> str | None:
     """Tell what the first bytes are of: 'multifd', 'preempt', or `None` for no such channel.
 
-    A preempt channel has no mark: it begins with a page record that names its block.
+    A preempt channel has no mark: it begins with a page record that names its block. That of
+    QEMU 7.2 is EOS alone if no page was asked for.
     """
     if head[:4] == MULTIFD_MAGIC:
         return "multifd"
+    if head == RAMSaveFlag.EOS.to_bytes(RAM_WORD_SIZE, "big"):
+        return "preempt"
     if len(head) <= RAM_WORD_SIZE:
         return None
     flags = int.from_bytes(head[:RAM_WORD_SIZE], "big") & RAM_FLAG_MASK

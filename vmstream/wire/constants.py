@@ -57,6 +57,7 @@ class MigRPMsg(IntEnum):
 
     SHUT = 1
     PONG = 2
+    SWITCHOVER_ACK = 7  # since 8.1
 
 
 class MigCmd(IntEnum):

@@ -230,6 +230,23 @@ class DiffRAM:
 
 
 @dataclass(frozen=True, slots=True)
+class DiffLive:
+    """An iterable section other than RAM whose content differs.
+
+    Attributes:
+        path: Section, with its instance in brackets.
+        by: 'records', their order and data; or 'bytes', of a section that is not decoded.
+        sha256_a: Sum of these, of A.
+        sha256_b: And of B.
+    """
+
+    path: str
+    by: str
+    sha256_a: str
+    sha256_b: str
+
+
+@dataclass(frozen=True, slots=True)
 class DiffReport:
     """Document of `vmstream diff --json`.
 
@@ -249,7 +266,8 @@ class DiffReport:
         ignored_count: Sections and fields that differ and that --ignore left out.
         devices_compared: Sections of device state that both have; `None` if they were not asked
             for, or one is no stream.
-        live_left_out: Iterable sections that both have and whose content was not compared.
+        live: Iterable sections other than RAM that both have, with content that differs.
+        live_left_out: Those whose content was not compared; then nothing is said to be the same.
         ram: `None` if it was not asked for.
     """
 
@@ -267,5 +285,6 @@ class DiffReport:
     clock_count: int
     ignored_count: int
     devices_compared: int | None
+    live: list[DiffLive]
     live_left_out: list[str]
     ram: DiffRAM | None
