@@ -4,14 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from itertools import groupby
+from typing import TYPE_CHECKING
 
 from rich.console import Console
 from rich.text import Text
 
 from vmstream.errors import printable
-from vmstream.report.models.cpus import CPUReport, CPUsReport
-from vmstream.report.models.devices import DevicesReport, NodeReport
 from vmstream.report.render import console, size_text
+
+if TYPE_CHECKING:
+    from vmstream.report.models.cpus import CPUReport, CPUsReport
+    from vmstream.report.models.devices import DevicesReport, NodeReport
 
 _BYTES_SHOWN = 32
 _NUMBERS_SHOWN = 16

@@ -4,14 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from itertools import groupby
+from typing import TYPE_CHECKING
 
 from rich.console import Console
 from rich.text import Text
 
 from vmstream.errors import printable
 from vmstream.report.hexdump import hexdump
-from vmstream.report.models.diff import DiffField, DiffInput, DiffRAM, DiffReport
 from vmstream.report.render import console, size_text
+
+if TYPE_CHECKING:
+    from vmstream.report.models.diff import DiffField, DiffInput, DiffRAM, DiffReport
 
 _FIELDS_AT_A_GLANCE = 40
 _PATHS_AT_A_GLANCE = 6

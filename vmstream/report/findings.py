@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 from rich.console import Console
 
 from vmstream.errors import printable
-from vmstream.report.models.check import CheckReport
-from vmstream.report.models.diagnose import DiagnoseReport
-from vmstream.report.models.verify import VerifyReport
 from vmstream.report.render import console, size_text
+
+if TYPE_CHECKING:
+    from vmstream.report.models.check import CheckReport
+    from vmstream.report.models.diagnose import DiagnoseReport
+    from vmstream.report.models.verify import VerifyReport
 
 _COLOURS = {
     "sound": "green",

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import TYPE_CHECKING
 
 from vmstream.errors import printable
-from vmstream.report.models.search import HitReport
+
+if TYPE_CHECKING:
+    from vmstream.report.models.search import HitReport
 
 # Bytes of a line.
 WIDTH = 16

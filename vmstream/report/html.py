@@ -15,13 +15,16 @@ import re
 from collections.abc import Callable, Iterable, Sequence
 from html import escape
 from itertools import groupby
+from typing import TYPE_CHECKING
 
 from vmstream.errors import printable
-from vmstream.report.models.cpus import CPUReport
-from vmstream.report.models.inspect import InspectReport, SectionReport
-from vmstream.report.models.rammap import BlockMap, RAMMap
-from vmstream.report.models.report import ExtentReport, FieldReport, StreamReport
 from vmstream.report.picture import BAR, View, block_png, size_text, view_of
+
+if TYPE_CHECKING:
+    from vmstream.report.models.cpus import CPUReport
+    from vmstream.report.models.inspect import InspectReport, SectionReport
+    from vmstream.report.models.rammap import BlockMap, RAMMap
+    from vmstream.report.models.report import ExtentReport, FieldReport, StreamReport
 
 # Of what a stream can make as long as it likes: characters of a name and of a message, rows of a
 # table, bytes of all devices and of all CPUs. A page has less than 5 MB by these.

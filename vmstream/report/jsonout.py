@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from vmstream.report.models.records import RecordReport
+if TYPE_CHECKING:
+    from vmstream.report.models.records import RecordReport
 
 
 def record(item: RecordReport) -> str:

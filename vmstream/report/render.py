@@ -6,25 +6,27 @@ import dataclasses
 import shlex
 import sys
 from collections.abc import Iterable
-from typing import IO, Any
+from typing import IO, TYPE_CHECKING, Any
 
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
 from vmstream.errors import printable
-from vmstream.report.models.anomalies import AnomalyReport
-from vmstream.report.models.capture import CaptureReport
-from vmstream.report.models.extract import ExtractReport
-from vmstream.report.models.extract_block import ExtractBlockReport
-from vmstream.report.models.history import HistoryReport
-from vmstream.report.models.inspect import InspectReport
-from vmstream.report.models.pages import PageCounts
-from vmstream.report.models.receive import ReceiveReport
-from vmstream.report.models.records import RecordReport
-from vmstream.report.models.rewrite import ConvertReport, RewriteReport
-from vmstream.report.models.snapshots import SnapshotsReport
-from vmstream.report.models.unpack import BuildReport, UnpackReport
+
+if TYPE_CHECKING:
+    from vmstream.report.models.anomalies import AnomalyReport
+    from vmstream.report.models.capture import CaptureReport
+    from vmstream.report.models.extract import ExtractReport
+    from vmstream.report.models.extract_block import ExtractBlockReport
+    from vmstream.report.models.history import HistoryReport
+    from vmstream.report.models.inspect import InspectReport
+    from vmstream.report.models.pages import PageCounts
+    from vmstream.report.models.receive import ReceiveReport
+    from vmstream.report.models.records import RecordReport
+    from vmstream.report.models.rewrite import ConvertReport, RewriteReport
+    from vmstream.report.models.snapshots import SnapshotsReport
+    from vmstream.report.models.unpack import BuildReport, UnpackReport
 
 # More than any table takes, so that none is made narrower.
 _WIDTH = 4000

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import sys
+from typing import TYPE_CHECKING
 
 from rich.console import Console
 from rich.text import Text
 
 from vmstream.errors import printable
-from vmstream.report.models.stats import ContentReport, StatsReport, WhatIfReport
 from vmstream.report.render import _add, _row, _table, console, render_findings, size_text
+
+if TYPE_CHECKING:
+    from vmstream.report.models.stats import ContentReport, StatsReport, WhatIfReport
 
 # Blocks that have a row; of more the largest.
 _BLOCKS_AT_A_GLANCE = 12

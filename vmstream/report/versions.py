@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import TYPE_CHECKING
 
 from vmstream.errors import printable
 from vmstream.report.hexdump import WIDTH, hexdump
-from vmstream.report.models.history import VersionReport
+
+if TYPE_CHECKING:
+    from vmstream.report.models.history import VersionReport
 
 # Ranges of changed bytes that a line has.
 _RANGES = 4
