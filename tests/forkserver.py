@@ -104,6 +104,7 @@ def _serve() -> list[str]:
     # What Python made at its start is for the files that were there then.
     sys.stdin, sys.stdout = os.fdopen(0), os.fdopen(1, "w")
     sys.stderr = os.fdopen(2, "w", errors="backslashreplace")
+    sys.stdin.buffer.raw.name = "<stdin>"  # as Python does
     return args
 
 
