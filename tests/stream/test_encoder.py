@@ -15,7 +15,7 @@ from vmstream.stream.events import Anomaly, Event, Gap, LiveRecord, MappedBlock,
 from vmstream.wire.live import BitmapBits, BitmapComplete, BitmapStart
 
 NAMED = (BitmapStart, BitmapBits, BitmapComplete)
-BARE = [name for name in fixture_names(long=True) if not name.startswith("libvirt-")]
+BARE = [name for name in fixture_names() if not name.startswith("libvirt-")]
 
 
 def assert_made_anew(data: bytes, events: list[Event]) -> int:

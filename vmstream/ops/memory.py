@@ -379,6 +379,12 @@ class MemoryFile(io.RawIOBase):
         self._at += len(view)
         return len(view)
 
+    def readall(self) -> bytes:
+        """Read to the end in one go; the base class would, 8 KiB at a time."""
+        buffer = bytearray(max(0, self._size - self._at))
+        self.readinto(buffer)
+        return bytes(buffer)
+
 
 class Indexer(PageFold[PageIndex]):
     """Fold: makes the index at the first page, and fills it."""
