@@ -257,14 +257,20 @@ def test_a_closed_pipe(guest: Qemu) -> None:
     assert runs_on(guest)
 
 
-def test_killed(large: Qemu, tmp_path: Path) -> None:
-    """Nobody is left to set things back; but QEMU writes to nobody, and a live guest runs."""
-    process = started(large, "-o", tmp_path / "out", "--live")
-    process.kill()
-    process.communicate()
-    large._wait(lambda: large.query_migrate()["status"] == "failed", 30, "the end")
-    large.set_parameters(max_bandwidth=128 * MIB)
+@pytest.mark.parametrize("mode", ["--stopped", "--live"])
+def test_killed(mode: str, large: Qemu, tmp_path: Path) -> None:
+    """With all of its process group, in the middle."""
+    before = settings(large)
+    process = started(large, "-o", tmp_path / "out", mode, start_new_session=True)
+    assert large.qmp("query-status")["running"] == (mode == "--live")
+    assert settings(large) != before
+    os.killpg(process.pid, signal.SIGKILL)
+    _, err = process.communicate(timeout=60)  # the end of who holds standard error
+    assert err == b"vmstream: the capture was killed; the guest was put back\n"
+    assert large.query_migrate()["status"] in ("cancelled", "failed")
+    assert settings(large) == before
     assert runs_on(large)
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_refusals(guest: Qemu, tmp_path: Path) -> None:

@@ -114,7 +114,7 @@ def command(
     """Have a running QEMU write its migration stream, and leave the guest as it was.
 
     Capabilities and parameters that the capture sets are set back, and a guest that ran goes on,
-    also when the capture is interrupted or the disk is full.
+    also when the capture is interrupted or killed, or the disk is full.
 
     With --libvirt, libvirt writes the image that virsh save does, but the domain does not end.
     """

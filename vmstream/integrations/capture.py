@@ -3,6 +3,9 @@
 QEMU gets a descriptor of ours, so the file is made, named and owned by who captures, and nothing
 depends on what the QEMU process may open or start: `fd:` with a socket, or `file:/dev/fdset/N` for
 mapped-ram, which takes a file to seek in. QEMU v9.1 deprecated `fd:` for files, not for sockets.
+
+A companion is told of each change before it is made, and puts the guest back if the capture is
+killed (`guard.py`).
 """
 
 from __future__ import annotations
@@ -10,19 +13,21 @@ from __future__ import annotations
 import datetime
 import time
 from collections.abc import Callable
-from contextlib import ExitStack, suppress
-from dataclasses import dataclass, replace
+from contextlib import ExitStack
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from vmstream.container.open import OpenStream
 from vmstream.errors import EXIT_FINDINGS, OutputError, StreamError
-from vmstream.integrations.qmp import Monitor, RefusedError
+from vmstream.integrations.guard import IDLE, NAME, Changes
+from vmstream.integrations.qmp import Monitor
 from vmstream.ops.encode import STANDARD_OUTPUT
 from vmstream.ops.inspect import inspect
 from vmstream.ops.pipeline import Progress
 from vmstream.report.models.capture import CAPTURE_SCHEMA, CaptureReport, SettingReport
 from vmstream.report.models.inspect import InspectReport
+from vmstream.transport.companion import Companion
 from vmstream.transport.pump import Pump
 from vmstream.transport.signals import Deferred
 from vmstream.transport.sink import OutputFile, StandardOutput
@@ -30,9 +35,7 @@ from vmstream.version import __version__
 
 MAX_PASSES = 10
 
-_NAME = "vmstream-capture"
 _POLL = 0.1
-_CANCEL_TIMEOUT = 60.0
 _CLOSE_TIMEOUT = 30.0
 
 # More than any disk takes, and far from what QEMU multiplies it with overflowing.
@@ -48,9 +51,6 @@ _HARMLESS = frozenset(
 _HARMLESS_TO_A_SNAPSHOT = frozenset(("events",))
 # In QEMU since, for those that are asked for.
 _SINCE = {"background-snapshot": "6.0", "mapped-ram": "9.0", "xbzrle": "1.3"}
-
-# QEMU v10.1.0 qapi/migration.json MigrationStatus: that nothing goes on.
-_IDLE = frozenset(("none", "completed", "failed", "cancelled"))
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,10 +87,14 @@ class CaptureOptions:
 class _Guest:
     """A QEMU, what was changed of it, and how that is put back."""
 
-    def __init__(self, monitor: Monitor, options: CaptureOptions) -> None:
+    def __init__(
+        self, monitor: Monitor, options: CaptureOptions, guard: Companion, changes: Changes
+    ) -> None:
         self.run = monitor.run
         self.monitor = monitor
         self.options = options
+        self._guard = guard
+        self._changes = changes
         self.settings: list[SettingReport] = []
         self.troubles: list[str] = []
         version = self.run("query-version")
@@ -98,7 +102,6 @@ class _Guest:
         package = version["package"].strip().strip("()")
         self.version = f"{number['major']}.{number['minor']}.{number['micro']} {package}".strip()
         self.state: str = self.run("query-status")["status"]
-        self._undo: list[tuple[str, dict[str, Any]]] = []
 
     @property
     def running(self) -> bool:
@@ -108,7 +111,7 @@ class _Guest:
     def check(self) -> None:
         """Refuse what cannot be captured; nothing has been changed yet."""
         status = self.migration().get("status", "none")
-        if status not in _IDLE:
+        if status not in IDLE:
             raise OutputError(
                 f"a migration of this guest goes on already ({status}): wait for its end, or "
                 "migrate_cancel"
@@ -133,6 +136,7 @@ class _Guest:
 
     def prepare(self) -> None:
         """Set capabilities and parameters, noting what they were, and pause the guest."""
+        self._guard.ready()
         options = self.options
         snapshot = options.mode == "background-snapshot"
         wanted = {
@@ -161,8 +165,15 @@ class _Guest:
             "migrate-set-parameters", "parameter", parameters,
             {n: v for n, v in fitting.items() if n in parameters and parameters[n] != v}, dict,
         )  # fmt: skip
+        # QEMU may be at it already when the answer comes, or end it at once.
+        self._note(migrating=True, resume=self.running)
         if self.running and options.mode == "stopped":
             self.run("stop")
+
+    # To the guard first: whatever is done may be the last that this process does.
+    def _note(self, **changed: Any) -> None:
+        self._changes = replace(self._changes, **changed)
+        self._guard.tell(asdict(self._changes))
 
     def _set(
         self,
@@ -175,7 +186,8 @@ class _Guest:
         if not changed:
             return
         # Noted first: QEMU sets one after the other, and may refuse the second.
-        self._undo.append((command, arguments({name: before[name] for name in changed})))
+        undo = (command, arguments({name: before[name] for name in changed}))
+        self._note(undo=[*self._changes.undo, undo])
         self.settings += [SettingReport(kind, n, before[n], v) for n, v in changed.items()]
         self.run(command, **arguments(changed))
 
@@ -185,40 +197,14 @@ class _Guest:
         Args:
             stop: Leave the guest stopped.
         """
-        self._trying(self._cancel)
-        if self.running and not stop:
-            self._trying(self._resume)
-        for command, arguments in self._undo:
-            self._trying(lambda c=command, a=arguments: self.run(c, **a))  # type: ignore[misc]
+        resume = self._changes.resume
+        self.troubles += replace(self._changes, resume=resume and not stop).restore(self.monitor)
+        # Without a file under its name, the guest is not to stay stopped.
+        self._note(migrating=False, undo=[], resume=resume and stop)
 
-    def _trying(self, step: Callable[[], object]) -> None:
-        try:
-            step()
-        except OutputError as exc:
-            self.troubles.append(str(exc))
-
-    def _cancel(self) -> None:
-        if self.migration().get("status", "none") in _IDLE:
-            return
-        self.run("migrate_cancel")
-        until = time.monotonic() + _CANCEL_TIMEOUT
-        while time.monotonic() < until:
-            if self.migration().get("status", "none") in _IDLE:
-                return
-            time.sleep(_POLL)
-        raise OutputError("the migration does not end, though it was cancelled")
-
-    # The state of the migration changes a moment before that of the guest, and in between QEMU
-    # refuses `cont`: "Migration is not finalized yet".
-    def _resume(self) -> None:
-        until = time.monotonic() + _CLOSE_TIMEOUT
-        while self.run("query-status")["status"] != "running":
-            try:
-                self.run("cont")
-            except RefusedError:
-                if time.monotonic() > until:
-                    raise
-                time.sleep(_POLL)
+    def leave(self) -> None:
+        """Leave it as `restore` did, killed or not."""
+        self._note(resume=False)
 
     def migrate(self, uri: str, progress: Progress | None, over: Callable[[], bool]) -> bool:
         """Migrate, and wait for the end of it; return whether it is complete.
@@ -240,7 +226,7 @@ class _Guest:
                 progress(ram["transferred"], ram["transferred"] + ram["remaining"])
             if status == "completed":
                 return True
-            if status in _IDLE:
+            if status in IDLE:
                 said = found.get("error-desc", "without a reason; QEMU's log may have one")
                 raise OutputError(f"QEMU's migration {status}: {said}")
             if enough:
@@ -292,7 +278,8 @@ def capture(
     """Have a running QEMU write its stream into a file, and leave it as it was.
 
     The guest goes on, capabilities and parameters are set back, whether the capture succeeds, fails
-    or is ended by SIGINT, SIGTERM or SIGHUP. The file appears under its name when it is whole.
+    or is ended by SIGINT, SIGTERM or SIGHUP; by a process started for that, if by SIGKILL. The file
+    appears under its name when it is whole.
 
     Args:
         options: What is asked for.
@@ -309,15 +296,20 @@ def capture(
         KeyboardInterrupt, SystemExit: A signal came.
 
     Memory:
-        A few MiB.
+        A few MiB, and a Python process beside.
     """
     with Deferred() as signals, ExitStack() as stack:
+        guard = stack.enter_context(Companion("vmstream.integrations.guard"))
+        changes = Changes(str(options.qmp))
         out: OutputFile | StandardOutput
         if options.output == STANDARD_OUTPUT:
             out = StandardOutput(digest=options.digest)
         else:
             out = stack.enter_context(OutputFile(options.output, force=options.force))
-        guest = _Guest(stack.enter_context(Monitor(options.qmp)), options)
+            changes.temporary = str(out.temporary)
+            guard.tell(asdict(changes))
+        monitor = stack.enter_context(Monitor(options.qmp))
+        guest = _Guest(monitor, options, guard, changes)
         guest.check()
         started = datetime.datetime.now(datetime.UTC)
         pump, whole = None, False
@@ -345,6 +337,7 @@ def capture(
             stream_size=out.size if pump is None else pump.received,
             stream_sha256=stream_sum or out_sum,
         )
+        guest.leave()
         if isinstance(out, OutputFile):
             out.commit()
     code = EXIT_FINDINGS if guest.troubles else 0
@@ -370,14 +363,10 @@ def _through(
                 time.sleep(_POLL)
             return bool(signals.number or pump.error)
 
-        guest.monitor.run_with(pump.descriptor, "getfd", fdname=_NAME)
+        guest.monitor.run_with(pump.descriptor, "getfd", fdname=NAME)
         pump.given()
         try:
-            complete = guest.migrate(f"fd:{_NAME}", progress, over)
-        except RefusedError:
-            with suppress(OutputError):
-                guest.run("closefd", fdname=_NAME)
-            raise
+            complete = guest.migrate(f"fd:{NAME}", progress, over)
         finally:
             signals.stop = None
             if pump.error is not None:
@@ -396,13 +385,8 @@ def _into(guest: _Guest, out: OutputFile, signals: Deferred, progress: Progress 
         return bool(signals.number)
 
     with out.for_writing() as descriptor:
-        fdset = guest.monitor.run_with(descriptor, "add-fd", opaque=_NAME)["fdset-id"]
-    try:
-        return guest.migrate(f"file:/dev/fdset/{fdset}", progress, over)
-    finally:
-        # It goes when QEMU has closed what it opened of it.
-        with suppress(OutputError):
-            guest.run("remove-fd", fdset_id=fdset)
+        fdset = guest.monitor.run_with(descriptor, "add-fd", opaque=NAME)["fdset-id"]
+    return guest.migrate(f"file:/dev/fdset/{fdset}", progress, over)
 
 
 def verified(path: Path, size: int) -> tuple[InspectReport, int]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import logging
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
@@ -24,6 +23,7 @@ class Monitor:
 
     Args:
         path: The socket.
+        patience: Seconds to wait for the greeting; 10 by default.
 
     Raises:
         OutputError: qemu.qmp is not installed, or what listens there is no QMP monitor or talks to
@@ -31,7 +31,9 @@ class Monitor:
         OSError: Nothing listens there; with the path.
     """
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, patience: float | None = None) -> None:
+        import asyncio  # which is slow to come, and not needed to wait for a capture
+
         try:
             import qemu.qmp
         except ImportError:
@@ -44,15 +46,17 @@ class Monitor:
         logging.getLogger("qemu.qmp").addHandler(logging.NullHandler())
         self._loop = asyncio.new_event_loop()
         try:
-            self._client = self._connect()
+            self._client = self._connect(patience or _GREETING_TIMEOUT)
         except BaseException:
             self._loop.close()
             raise
 
-    def _connect(self) -> QMPClient:
+    def _connect(self, patience: float) -> QMPClient:
+        import asyncio
+
         client = self._errors.QMPClient()
         try:
-            self._wait(asyncio.wait_for(client.connect(str(self.path)), _GREETING_TIMEOUT))
+            self._wait(asyncio.wait_for(client.connect(str(self.path)), patience))
         except TimeoutError:
             raise OutputError(
                 f"{self.path}: no greeting; a monitor talks to one client at a time: give QEMU "

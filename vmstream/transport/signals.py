@@ -55,3 +55,14 @@ class Deferred:
         self.number = self.number or number
         if self.stop is not None:
             self.stop()
+
+
+def ignore_ending() -> None:
+    """Ignore what `Deferred` defers."""
+    for number in _ENDING:
+        signal.signal(number, signal.SIG_IGN)
+
+
+def end_within(seconds: int) -> None:
+    """Have the system end this process after that time, whatever it waits for."""
+    signal.alarm(seconds)
