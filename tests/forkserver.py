@@ -10,16 +10,19 @@ from __future__ import annotations
 
 import atexit
 import contextlib
+import gc
 import importlib
 import json
 import os
+import pkgutil
 import socket
 import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-from vmstream.cli.main import _COMMANDS, main
+import vmstream
+from vmstream.cli.main import main
 
 _server: socket.socket | None = None
 
@@ -69,10 +72,19 @@ def _started(env: dict[str, str]) -> socket.socket:
     return _server
 
 
+# What commands import when they run, too; but for what extras of their own bring.
+def _import_all() -> None:
+    for module in pkgutil.walk_packages(vmstream.__path__, "vmstream."):
+        if not module.name.startswith(("vmstream.integrations", "vmstream.__main__")):
+            importlib.import_module(module.name)
+    for name in ("console", "progress", "table", "text"):
+        importlib.import_module(f"rich.{name}")
+    gc.freeze()  # a collection in a fork would copy all of it
+
+
 def _serve() -> list[str]:
     """Fork for each request; return its arguments in the process that is to be the command."""
-    for module, _, _ in _COMMANDS.values():
-        importlib.import_module(module)
+    _import_all()
     server = socket.socket(fileno=0)
     while True:
         request, fds, _, _ = socket.recv_fds(server, 1 << 20, 4)
