@@ -26,4 +26,5 @@ def test_refusals(options: list[str], status: int, said: str, tmp_path: Path) ->
     run = vmstream("receive", *options, cwd=tmp_path)
     assert (run.status, run.out) == (status, "")
     assert said in run.err
+    assert run.err.startswith("listening on unix:sock\n") is said.startswith("nothing came")
     assert [p.name for p in tmp_path.iterdir()] == ["full"]
