@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 
 import click
@@ -79,4 +80,5 @@ def command(
 
 
 def _listening(address: str) -> None:
-    click.echo(f"listening on {printable(address)}", err=True)
+    # As rich has replaced it, which puts the line above the bar.
+    click.echo(f"listening on {printable(address)}", file=sys.stderr)
