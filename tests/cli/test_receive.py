@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import pytest
 
-from tests.commandline import vmstream
+from tests.commandline import on_terminal, vmstream
 
 
 @pytest.mark.parametrize(
@@ -26,4 +27,12 @@ def test_refusals(options: list[str], status: int, said: str, tmp_path: Path) ->
     run = vmstream("receive", *options, cwd=tmp_path)
     assert (run.status, run.out) == (status, "")
     assert said in run.err
+    assert run.err.startswith("listening on unix:sock\n") is said.startswith("nothing came")
     assert [p.name for p in tmp_path.iterdir()] == ["full"]
+
+
+def test_the_address_has_a_line_of_its_own_beside_the_bar(tmp_path: Path) -> None:
+    run = on_terminal(
+        "receive", "--listen", "tcp:127.0.0.1:0", "-o", tmp_path / "rec", "--timeout", "0.3"
+    )
+    assert re.search(r"\x1b\[2Klistening on tcp:127\.0\.0\.1:\d+\r\n", run.out), run.out

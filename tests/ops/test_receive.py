@@ -22,25 +22,31 @@ WAYS = {"plain": None, "none": "none", "zlib": "zlib", "zstd": "zstd"}
 
 
 def receiver(directory: Path, *options: str) -> subprocess.Popen[str]:
-    """A receiver that listens at `sock` in a directory."""
+    """A receiver that listens at `sock` in a directory, and has said so."""
+    process, address = listening("unix:sock", directory, *options)
+    assert address == "unix:sock"
+    return process
+
+
+def listening(address: str, directory: Path, *options: str) -> tuple[subprocess.Popen[str], str]:
+    """A receiver, and the address that it says it listens at."""
     process = subprocess.Popen(
-        [*COMMAND, "receive", "--listen", "unix:sock", "-o", "rec", *options],
+        [*COMMAND, "receive", "--listen", address, "-o", "rec", *options],
         cwd=directory,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
         env=environment(),
     )
-    while not (directory / "sock").exists():
-        assert process.poll() is None, process.communicate()
-        time.sleep(0.02)
-    return process
+    assert process.stderr is not None
+    said = process.stderr.readline()
+    assert said.startswith("listening on "), said
+    return process, said.removeprefix("listening on ").rstrip("\n")
 
 
 def connected(directory: Path) -> socket.socket:
     made = socket.socket(socket.AF_UNIX)
-    while made.connect_ex(str(directory / "sock")):  # it is bound before it listens
-        time.sleep(0.02)
+    made.connect(str(directory / "sock"))
     return made
 
 
@@ -52,12 +58,13 @@ def test_a_migration(tmp_path: Path) -> None:
         for way, method in WAYS.items():
             directory = tmp_path / way
             directory.mkdir()
-            process = receiver(directory, "--json", "--timeout", "60")
+            where = "tcp:127.0.0.1:0" if way == "plain" else "unix:sock"
+            process, address = listening(where, directory, "--json", "--timeout", "60")
             vm.set_capabilities(return_path=method != "zlib", multifd=method is not None)
             if method is not None:
                 vm.set_parameters(multifd_channels=2, multifd_compression=method)
             vm.stop()
-            vm.migrate(f"unix:{directory / 'sock'}")
+            vm.migrate(address.replace("sock", str(directory / "sock")))
             out, err = process.communicate(timeout=60)
             assert (process.returncode, err) == (0, "")
             check(directory, method, vm.backend.read_bytes(), out)
@@ -139,6 +146,25 @@ def test_no_migration(data: bytes, said: str, tmp_path: Path) -> None:
     assert said in err
     assert [p.name for p in tmp_path.iterdir()] == []
     assert no_leftovers(tmp_path)
+
+
+@pytest.mark.parametrize("host", ["127.0.0.1", "[::1]"])
+def test_a_free_port_is_named(host: str, tmp_path: Path) -> None:
+    """Once it is, a source can connect there."""
+    if host == "[::1]":
+        try:
+            socket.create_server((host.strip("[]"), 0), family=socket.AF_INET6).close()
+        except OSError as error:
+            pytest.skip(f"no IPv6: {error}")
+    process, address = listening(f"tcp:{host}:0", tmp_path, "--timeout", "60")
+    kind, _, rest = address.partition(":")
+    named, _, port = rest.rpartition(":")
+    assert (kind, named) == ("tcp", host)
+    with socket.create_connection((named.strip("[]"), int(port))) as other:
+        other.sendall(b"QEVM\0\0\0\3")
+    _, err = process.communicate(timeout=60)
+    assert process.returncode == 3, err
+    assert (tmp_path / "rec" / "main.bin").read_bytes() == b"QEVM\0\0\0\3"
 
 
 def test_interrupted(tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 
 import click
@@ -15,6 +16,7 @@ _EPILOG = """\b
 Examples:
   vmstream receive --listen unix:/run/mig.sock -o rec/
   vmstream receive --listen tcp:127.0.0.1:4444 -o rec/ --timeout 60
+  vmstream receive --listen tcp:127.0.0.1:0 -o rec/    a free port
 
 \b
 At the source:
@@ -60,11 +62,12 @@ def command(
 ) -> int:
     """Be the destination of a migration: record its channels, answer the source, verify them.
 
+    When a source can connect, stderr says so: "listening on ADDRESS", with the port that it got.
     The guest is never run. At the source the migration completes, and the guest is stopped there.
     """
     options = ReceiveOptions(listen, output, timeout, allow_remote, force, switchover_ack)
     with progress_bar("receiving") as progress:
-        report, code = receive(options, progress)
+        report, code = receive(options, progress, _listening)
     if as_json:
         click.echo(dumps(report))
     else:
@@ -74,3 +77,8 @@ def command(
     for anomaly in (a for a in report.anomalies if a.severity != "info"):
         click.echo(f"vmstream: {anomaly.severity}: {printable(anomaly.message)}", err=True)
     return code
+
+
+def _listening(address: str) -> None:
+    # As rich has replaced it, which puts the line above the bar.
+    click.echo(f"listening on {printable(address)}", file=sys.stderr)

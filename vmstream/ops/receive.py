@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 import struct
 import time
+from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
@@ -186,7 +187,11 @@ class _Recording:
             self.connection.answer(_message(MigRPMsg.SHUT, bytes(4)))
 
 
-def receive(options: ReceiveOptions, progress: Progress | None = None) -> tuple[ReceiveReport, int]:
+def receive(
+    options: ReceiveOptions,
+    progress: Progress | None = None,
+    listening: Callable[[str], None] | None = None,
+) -> tuple[ReceiveReport, int]:
     """Wait for a migration, record each channel as it comes, and verify them.
 
     The directory appears when the source has closed all connections, also if the stream breaks off:
@@ -195,6 +200,8 @@ def receive(options: ReceiveOptions, progress: Progress | None = None) -> tuple[
     Args:
         options: What is asked for.
         progress: Called with (bytes so far, `None`).
+        listening: Called once with the address, with the port that it got, when a source can
+            connect.
 
     Returns:
         The document, and the exit status as `inspect` has it.
@@ -212,6 +219,8 @@ def receive(options: ReceiveOptions, progress: Progress | None = None) -> tuple[
     with Deferred() as signals, ExitStack() as stack:
         directory = stack.enter_context(OutputDirectory(options.directory, force=options.force))
         listener = stack.enter_context(Listener(options.listen, allow_remote=options.allow_remote))
+        if listening is not None:
+            listening(listener.address)
         recordings = _record(listener, directory, stack, signals, options, progress)
         channels = []
         for r in recordings:
