@@ -39,12 +39,21 @@ block_names = st.one_of(
 )
 
 
+SHARE = float(os.environ.get("VMSTREAM_EXAMPLES", "0.25"))
+
+
 def examples(number: int) -> int:
     """How many examples to try: `number` with VMSTREAM_EXAMPLES=1, a quarter of it by default.
 
     What is tried differs from run to run, so that a test sees more with each.
     """
-    return max(1, round(number * float(os.environ.get("VMSTREAM_EXAMPLES", "0.25"))))
+    return max(1, round(number * SHARE))
+
+
+def some(places: range) -> range:
+    """Of places that all have to be tried as many as of examples, other ones each time."""
+    step = max(1, round(1 / SHARE))
+    return places[random.randrange(step) :: step]
 
 
 def lookalikes(names: Sequence[str], section_id: int, page_size: int) -> list[bytes]:

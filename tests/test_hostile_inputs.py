@@ -19,6 +19,7 @@ import pytest
 
 from tests.containers import PACK, image_names, open_image
 from tests.decoding import assert_tiles, owned
+from tests.strategies import examples
 from tests.truth import (
     block_sums,
     data_extents,
@@ -40,7 +41,7 @@ from vmstream.stream.events import Anomaly, Event
 
 PAGE = 4096
 # How often each input is cut, and how often changed.
-CUTS, CHANGES = 8, 10
+CUTS, CHANGES = examples(16), examples(20)
 
 
 @dataclass(frozen=True)

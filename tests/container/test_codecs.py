@@ -14,6 +14,7 @@ import zstandard
 
 from tests.containers import LZ4_BLOCK as BLOCK, MISSING, PACK, lz4_legacy
 from tests.decoding import BytesSource, CutSource
+from tests.strategies import some
 from vmstream.container import codecs
 from vmstream.container.codecs import MAX_ZSTD_WINDOW, optional_package
 from vmstream.container.layers import Container
@@ -79,7 +80,7 @@ def test_whole(kind: str, content: bytes) -> None:
 def test_cut_anywhere(kind: str) -> None:
     """Never a shorter good file, and the end of the input is where the error points."""
     data = PACK[kind](MIXED)
-    for stop in range(1, len(data)):
+    for stop in some(range(1, len(data))):
         out, error, _ = unpack(data[:stop], kind)
         assert isinstance(error, TruncatedError), stop
         assert error.offset == stop
@@ -103,7 +104,7 @@ def test_damaged_anywhere(kind: str) -> None:
     content = TEXT + NOISE
     data = PACK[kind](content)
     right = 0
-    for at in range(len(data)):
+    for at in some(range(len(data))):
         damaged = bytearray(data)
         damaged[at] ^= 1 << at % 8
         out, error, container = unpack(bytes(damaged), kind)
@@ -187,7 +188,7 @@ def test_zstd_without_checksum_or_size() -> None:
     data += engine.compress(TEXT) + engine.flush()
     out, error, _ = unpack(data, "zstd")
     assert (out, error) == (MIXED + TEXT, None)
-    for stop in range(4, len(data)):
+    for stop in some(range(4, len(data))):
         assert isinstance(unpack(data[:stop], "zstd")[1], TruncatedError)
 
 
@@ -292,7 +293,7 @@ def test_lz4_legacy_cut_anywhere() -> None:
         at += 4 + int.from_bytes(data[at : at + 4], "little")
         between.add(at)
     assert len(between) > 3
-    for stop in range(4, len(data)):
+    for stop in some(range(4, len(data))):
         out, error, container = unpack(data[:stop], "lz4")
         assert (TEXT + NOISE).startswith(out)
         if stop in between:
@@ -323,7 +324,7 @@ def test_lz4_legacy_among_frames() -> None:
 def test_lz4_legacy_damage() -> None:
     content = TEXT + NOISE
     data = lz4_legacy(content)
-    for at in range(len(data)):
+    for at in some(range(len(data))):
         damaged = bytearray(data)
         damaged[at] ^= 1 << at % 8
         out, error, _ = unpack(bytes(damaged), "lz4") if at > 3 else (b"", None, None)
