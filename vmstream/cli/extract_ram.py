@@ -4,23 +4,19 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
+from typing import Any
 
 import click
 
 from vmstream.cli.options import (
     byte_size,
-    channel_option,
+    input_options,
     json_option,
-    limit_options,
-    open_channels,
-    page_size_option,
+    open_input,
     progress_bar,
     shared_option,
-    snapshot_option,
-    spool_option,
     stream_argument,
 )
-from vmstream.container.open import OpenStream
 from vmstream.ops.encode import COMPRESSIONS, STANDARD_OUTPUT
 from vmstream.ops.extract import ExtractOptions, extract
 from vmstream.ops.passes import LAST_PASS
@@ -98,11 +94,7 @@ Examples:
     help="Write an account with SHA-256 of input and outputs.",
 )
 @shared_option
-@channel_option
-@snapshot_option
-@spool_option
-@page_size_option
-@limit_options
+@input_options
 @json_option
 def command(
     stream: str,
@@ -119,13 +111,8 @@ def command(
     force: bool,
     manifest: Path | None,
     shared_blocks: tuple[tuple[str, Path], ...],
-    channels: tuple[str, ...],
-    snapshot: str | None,
-    spool: str | None,
-    page_size: int | None,
-    max_ram: int | None,
-    max_layers: int,
     as_json: bool,
+    **options: Any,
 ) -> int:
     """Rebuild guest RAM from a migration stream.
 
@@ -154,24 +141,16 @@ def command(
         raise click.UsageError("--rom is for the guest-physical image, by no --layout")
     if passes is not None and form in ("elf", "kdump"):
         raise click.UsageError(f"--pass is not for --format {form}: its registers are of the end")
-    options = ExtractOptions(
-        output, block, all_blocks, below_4g, partial, force, manifest, page_size,
-        tuple(sys.argv[1:]), shared_blocks, max_ram, form, layout, rom, compress,
-        Path(spool) if spool else None, passes,
+    wanted = ExtractOptions(
+        output, block, all_blocks, below_4g, partial, force, manifest, options["page_size"],
+        tuple(sys.argv[1:]), shared_blocks, options["max_ram"], form, layout, rom, compress,
+        Path(options["spool"]) if options["spool"] else None, passes,
     )  # fmt: skip
     with (
-        OpenStream(
-            stream,
-            digest=manifest is not None,
-            snapshot=snapshot,
-            spool=spool,
-            max_ram=max_ram,
-            max_layers=max_layers,
-        ) as opened,
-        open_channels(channels, opened, max_ram) as beside,
+        open_input(stream, options, digest=manifest is not None) as (opened, beside),
         progress_bar("extracting") as progress,
     ):
-        report, code = extract(opened.source, options, progress, opened.container, beside)
+        report, code = extract(opened.source, wanted, progress, opened.container, beside)
     if as_json:
         click.echo(dumps(report))
     else:

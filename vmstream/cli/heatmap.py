@@ -10,14 +10,10 @@ import click
 
 from vmstream.cli.options import (
     byte_size,
-    channel_option,
-    limit_options,
+    input_options,
     open_input,
     output_options,
-    page_size_option,
     progress_bar,
-    snapshot_option,
-    spool_option,
     stream_argument,
     whole_output,
 )
@@ -43,11 +39,7 @@ Examples:
     "was sent, or the pass that sent it last.",
 )
 @click.option("--below-4g", type=byte_size, metavar="SIZE", help="Size of RAM below 4 GiB (x86).")
-@channel_option
-@snapshot_option
-@spool_option
-@page_size_option
-@limit_options
+@input_options
 def command(
     stream: str, output: Path, force: bool, by: str, below_4g: int | None, **options: Any
 ) -> int:

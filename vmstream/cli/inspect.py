@@ -2,21 +2,18 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import click
 
 from vmstream.cli.options import (
-    channel_option,
+    input_options,
     json_option,
-    limit_options,
-    open_channels,
-    page_size_option,
+    open_input,
     progress_bar,
-    snapshot_option,
-    spool_option,
     stream_argument,
     tell_error,
 )
-from vmstream.container.open import OpenStream
 from vmstream.ops.inspect import inspect
 from vmstream.report.jsonout import dumps
 
@@ -38,11 +35,7 @@ Examples:
 @click.option("--sections", is_flag=True, help="List every section, iterable ones too.")
 @click.option("--passes", is_flag=True, help="List every pass over RAM.")
 @click.option("--quick", is_flag=True, help="Read head and tail alone; no page counts.")
-@channel_option
-@snapshot_option
-@spool_option
-@page_size_option
-@limit_options
+@input_options
 @json_option
 def command(
     stream: str,
@@ -50,35 +43,27 @@ def command(
     sections: bool,
     passes: bool,
     quick: bool,
-    channels: tuple[str, ...],
-    snapshot: str | None,
-    spool: str | None,
-    page_size: int | None,
-    max_ram: int | None,
-    max_layers: int,
     as_json: bool,
+    **options: Any,
 ) -> int:
     """Account for a migration stream: machine, RAM, devices, end and findings.
 
     STREAM is a file, or - for standard input.
     """
-    if quick and channels:
+    if quick and options["channels"]:
         raise click.UsageError("--quick counts no pages: leave out --channel")
     with (
-        OpenStream(
-            stream, snapshot=snapshot, spool=spool, max_ram=max_ram, max_layers=max_layers
-        ) as opened,
-        open_channels(channels, opened, max_ram) as beside,
+        open_input(stream, options) as (opened, beside),
         progress_bar("reading") as progress,
     ):
         report, code = inspect(
             opened.source,
-            page_size=page_size,
+            page_size=options["page_size"],
             quick=quick,
             progress=progress,
             container=opened.container,
             channels=beside,
-            max_ram=max_ram,
+            max_ram=options["max_ram"],
         )
     if as_json:
         click.echo(dumps(report))

@@ -70,6 +70,14 @@ spool_option = click.option(
 )
 
 
+kept_option = click.option(
+    "--spool",
+    type=click.Path(exists=True, file_okay=False),
+    metavar="DIR",
+    help="Keep in DIR what cannot be read in place: a pipe, pages of compressed input.",
+)
+
+
 def channel_option(command: Callable[..., Any]) -> Callable[..., Any]:
     """--channel: the channels that were recorded beside the main one."""
     return click.option(
@@ -122,12 +130,7 @@ def memory_options(command: Callable[..., Any]) -> Callable[..., Any]:
         shared_option,
         channel_option,
         snapshot_option,
-        click.option(
-            "--spool",
-            type=click.Path(exists=True, file_okay=False),
-            metavar="DIR",
-            help="Keep in DIR what cannot be read in place: a pipe, pages of compressed input.",
-        ),
+        kept_option,
         click.option(
             "--index",
             type=click.Path(dir_okay=False, path_type=Path),
@@ -175,11 +178,25 @@ def whole_output(
     yield lambda data: write_whole(output, data, force=force)
 
 
+def input_options(command: Callable[..., Any]) -> Callable[..., Any]:
+    """What `open_input` takes, and --page-size: of commands that read a stream in one go."""
+    own = (channel_option, snapshot_option, spool_option, page_size_option, limit_options)
+    for option in reversed(own):
+        command = option(command)
+    return command
+
+
 @contextlib.contextmanager
 def open_input(
-    stream: str, options: dict[str, Any]
+    stream: str, options: dict[str, Any], *, digest: bool = False
 ) -> Iterator[tuple[OpenStream, Channels | None]]:
-    """Open a stream and its channels, as `memory_options` say."""
+    """Open a stream and its channels, as `input_options` and `memory_options` say.
+
+    Args:
+        stream: A file, or - for standard input.
+        options: Of the command.
+        digest: As of `OpenStream`.
+    """
     max_ram = options["max_ram"]
     with (
         OpenStream(
@@ -188,6 +205,7 @@ def open_input(
             spool=options["spool"],
             max_ram=max_ram,
             max_layers=options["max_layers"],
+            digest=digest,
         ) as opened,
         open_channels(options["channels"], opened, max_ram) as beside,
     ):

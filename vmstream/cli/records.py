@@ -2,20 +2,17 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import click
 
 from vmstream.cli.options import (
-    channel_option,
+    input_options,
     json_option,
-    limit_options,
-    open_channels,
-    page_size_option,
+    open_input,
     progress_bar,
-    snapshot_option,
-    spool_option,
     stream_argument,
 )
-from vmstream.container.open import OpenStream
 from vmstream.ops.records import KINDS, Records
 from vmstream.report.jsonout import record
 
@@ -65,23 +62,14 @@ def _range(text: str) -> tuple[int, int | None]:
     metavar="START:END",
     help="Only items with bytes in this range of offsets; reading stops at its end.",
 )
-@channel_option
-@snapshot_option
-@spool_option
-@page_size_option
-@limit_options
+@input_options
 @json_option
 def command(
     stream: str,
     kinds: tuple[str, ...],
     span: tuple[int, int | None],
-    channels: tuple[str, ...],
-    snapshot: str | None,
-    spool: str | None,
-    page_size: int | None,
-    max_ram: int | None,
-    max_layers: int,
     as_json: bool,
+    **options: Any,
 ) -> int:
     """List every item on the wire in order, pages as runs, with its offset and size.
 
@@ -91,22 +79,19 @@ def command(
 
     begin, end = span
     with (
-        OpenStream(
-            stream, snapshot=snapshot, spool=spool, max_ram=max_ram, max_layers=max_layers
-        ) as opened,
-        open_channels(channels, opened, max_ram) as beside,
+        open_input(stream, options) as (opened, beside),
         progress_bar("reading") as progress,
     ):
         records = Records(
             opened.source,
-            page_size=page_size,
+            page_size=options["page_size"],
             kinds=kinds,
             begin=begin,
             end=end,
             progress=progress,
             container=opened.container,
             channels=beside,
-            max_ram=max_ram,
+            max_ram=options["max_ram"],
         )
         for item in records:
             click.echo(record(item) if as_json else record_line(item))

@@ -9,14 +9,10 @@ import click
 
 from vmstream.cli.options import (
     byte_size,
-    channel_option,
-    limit_options,
+    input_options,
     open_input,
     output_options,
-    page_size_option,
     progress_bar,
-    snapshot_option,
-    spool_option,
     stream_argument,
     whole_output,
 )
@@ -34,11 +30,7 @@ Examples:
 @stream_argument
 @output_options
 @click.option("--below-4g", type=byte_size, metavar="SIZE", help="Size of RAM below 4 GiB (x86).")
-@channel_option
-@snapshot_option
-@spool_option
-@page_size_option
-@limit_options
+@input_options
 def command(stream: str, output: Path, force: bool, below_4g: int | None, **options: Any) -> int:
     """Write a page of HTML to look at a stream in a browser.
 

@@ -10,6 +10,7 @@ from vmstream.cli.options import (
     byte_size,
     channel_option,
     json_option,
+    kept_option,
     limit_options,
     open_input,
     page_size_option,
@@ -56,12 +57,7 @@ Examples:
 )
 @channel_option
 @snapshot_option
-@click.option(
-    "--spool",
-    type=click.Path(exists=True, file_okay=False),
-    metavar="DIR",
-    help="Keep in DIR what cannot be read in place: a pipe, pages of compressed input.",
-)
+@kept_option
 @page_size_option
 @limit_options
 @json_option

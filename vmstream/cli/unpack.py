@@ -3,20 +3,17 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import click
 
 from vmstream.cli.devicestate import schema_option
 from vmstream.cli.options import (
-    channel_option,
+    input_options,
     json_option,
-    limit_options,
-    open_channels,
-    page_size_option,
+    open_input,
     progress_bar,
     shared_option,
-    snapshot_option,
-    spool_option,
     stream_argument,
 )
 from vmstream.container.open import OpenStream
@@ -39,11 +36,7 @@ Examples:
 @click.option("--force", is_flag=True, help="Replace what is in a directory that is not empty.")
 @schema_option
 @shared_option
-@channel_option
-@snapshot_option
-@spool_option
-@page_size_option
-@limit_options
+@input_options
 @json_option
 def command(
     stream: str,
@@ -51,13 +44,8 @@ def command(
     force: bool,
     schema: str | None,
     shared_blocks: tuple[tuple[str, Path], ...],
-    channels: tuple[str, ...],
-    snapshot: str | None,
-    spool: str | None,
-    page_size: int | None,
-    max_ram: int | None,
-    max_layers: int,
     as_json: bool,
+    **options: Any,
 ) -> int:
     """Write a stream as a directory of files that can be edited.
 
@@ -72,17 +60,14 @@ def command(
             with OpenStream(schema) as other:
                 with_schema(found, other.source, other.container)
 
-    options = UnpackOptions(directory, force, page_size, max_ram, shared_blocks)
+    wanted = UnpackOptions(
+        directory, force, options["page_size"], options["max_ram"], shared_blocks
+    )
     with (
-        OpenStream(
-            stream, snapshot=snapshot, spool=spool, max_ram=max_ram, max_layers=max_layers
-        ) as opened,
-        open_channels(channels, opened, max_ram) as beside,
+        open_input(stream, options) as (opened, beside),
         progress_bar("unpacking") as progress,
     ):
-        report, code = unpack(
-            opened.source, options, progress, opened.container, beside, name_state
-        )
+        report, code = unpack(opened.source, wanted, progress, opened.container, beside, name_state)
     if as_json:
         click.echo(dumps(report))
     else:

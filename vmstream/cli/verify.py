@@ -3,22 +3,18 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import click
 
 from vmstream.cli.options import (
-    channel_option,
+    input_options,
     json_option,
-    limit_options,
-    open_channels,
-    page_size_option,
+    open_input,
     progress_bar,
-    snapshot_option,
-    spool_option,
     stream_argument,
     tell_error,
 )
-from vmstream.container.open import OpenStream
 from vmstream.ops.verify import verify
 from vmstream.report.jsonout import dumps
 
@@ -43,22 +39,13 @@ Exit status: 0 sound, 1 doubtful (warnings), 3 corrupt, 4 not supported, 7 only 
     metavar="FILE",
     help="Compare hashes of the input and of the images that extract-ram --manifest names.",
 )
-@channel_option
-@snapshot_option
-@spool_option
-@page_size_option
-@limit_options
+@input_options
 @json_option
 def command(
     stream: str,
     manifest: Path | None,
-    channels: tuple[str, ...],
-    snapshot: str | None,
-    spool: str | None,
-    page_size: int | None,
-    max_ram: int | None,
-    max_layers: int,
     as_json: bool,
+    **options: Any,
 ) -> int:
     """Hold a stream against the rules of QEMU's loader, as far as it can show them.
 
@@ -68,24 +55,16 @@ def command(
     STREAM is a file, or - for standard input.
     """
     with (
-        OpenStream(
-            stream,
-            snapshot=snapshot,
-            spool=spool,
-            max_ram=max_ram,
-            max_layers=max_layers,
-            digest=manifest is not None,
-        ) as opened,
-        open_channels(channels, opened, max_ram) as beside,
+        open_input(stream, options, digest=manifest is not None) as (opened, beside),
         progress_bar("verifying") as progress,
     ):
         report, code = verify(
             opened.source,
-            page_size=page_size,
+            page_size=options["page_size"],
             progress=progress,
             container=opened.container,
             channels=beside,
-            max_ram=max_ram,
+            max_ram=options["max_ram"],
             manifest=manifest,
         )
     if as_json:
