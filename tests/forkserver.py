@@ -1,9 +1,9 @@
 """A process with vmstream imported, which forks one for each command that a test runs.
 
-Starting Python and importing takes ten times what most commands of the tests take. Run as a this
-is the server: a request on the socket that is its standard input is a JSON of arguments, directory
-and environment, with descriptors for the command's standard input, output and error, and one that
-its exit status is written to. `run` is for the tests.
+Starting Python and importing takes ten times what most commands of the tests take. Run as a
+program this is the server: a request on the socket that is its standard input is a JSON of
+arguments, directory and environment, with descriptors for the command's standard input, output and
+error, and one that its exit status is written to. `run` is for the tests.
 """
 
 from __future__ import annotations

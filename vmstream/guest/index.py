@@ -29,6 +29,8 @@ _FIRST_INPUT = 2
 
 # Pages that are indexed if nobody says otherwise: 2 GiB of places, for 1 TiB in pages of 4 KiB.
 MAX_INDEXED = 1 << 28
+# What a page takes of a bound that is stated in bytes.
+_PAGE_OF_LIMIT = 4096
 
 # Bytes that are read at a time.
 _AT_ONCE = 1 << 20
@@ -40,6 +42,11 @@ _CLOSE = 4
 
 _Numbers = NDArray[np.int64]
 _Places = NDArray[np.uint64]
+
+
+def most_pages(max_ram: int | None) -> int:
+    """Return how many pages are taken, of RAM that is bounded to so many bytes."""
+    return MAX_INDEXED if max_ram is None else max_ram // _PAGE_OF_LIMIT
 
 
 class Input(Protocol):

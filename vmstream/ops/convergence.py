@@ -6,9 +6,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from vmstream.container.open import OpenStream
-from vmstream.errors import EXIT_FINDINGS, AddressError, LimitError, OutputError, UnsupportedError
+from vmstream.errors import AddressError, LimitError, OutputError, UnsupportedError
 from vmstream.guest.coverage import MAX_PASSES
-from vmstream.guest.index import MAX_INDEXED
+from vmstream.guest.index import MAX_INDEXED, most_pages
 from vmstream.guest.memory import Placement, RAMImage
 from vmstream.guest.physical import PhysicalMap, physical_map
 from vmstream.ops.channels import Channels
@@ -33,9 +33,6 @@ from vmstream.stream.events import (
     PageBatch,
     PageColumns,
 )
-
-# What a page takes of a bound that is stated in bytes.
-_PAGE_OF_LIMIT = 4096
 
 # Pages that are looked at at a time.
 _AT_ONCE = 1 << 20
@@ -271,7 +268,7 @@ def read_history(
     """
     decoder = Decoder(page_size, max_ram=max_ram)
     summary, evidence = Summary(), MapEvidence()
-    sent = Sent(summary, MAX_INDEXED if max_ram is None else max_ram // _PAGE_OF_LIMIT)
+    sent = Sent(summary, most_pages(max_ram))
     tables = ACPITables(summary, channels)
     folds: list[Consumer] = [summary, evidence, sent, tables]
     run(opened.source, decoder, folds, progress, opened.container, channels)
@@ -282,10 +279,7 @@ def read_history(
         raise error
     summary.finish()
     found = map_of(summary, evidence, tables, below_4g)
-    code = summary.findings.exit_code
-    if not code and not summary.complete:
-        code = EXIT_FINDINGS
-    return History(_report(opened, summary, sent, found, top), code, found)
+    return History(_report(opened, summary, sent, found, top), summary.exit_code, found)
 
 
 def map_of(

@@ -683,8 +683,8 @@ def extract(
             write_text(options.all_blocks / "manifest.json", text + "\n", force=options.force)
         if options.manifest is not None:
             write_text(options.manifest, dumps(report) + "\n", force=options.force)
-    code = summary.findings.exit_code
-    if not code and (not summary.complete or (writer.map and writer.map.doubts)):
+    code = summary.exit_code
+    if not code and writer.map and writer.map.doubts:
         code = EXIT_FINDINGS
     return report, code
 

@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from vmstream.container.layers import Container
-from vmstream.errors import EXIT_FINDINGS
+from vmstream.errors import EXIT_FINDINGS, EXIT_OK
 from vmstream.guest.coverage import KINDS, BlockCoverage, RAMCoverage, unsent
 from vmstream.guest.multifd import compression_of
 from vmstream.ops.channels import ChannelCounts, Channels
@@ -486,6 +486,11 @@ class Summary:
         unended = any(a.code == "no-end" for a in self.findings.kept)
         return self.ended and self.findings.error is None and not unended
 
+    @property
+    def exit_code(self) -> int:
+        """Exit status: that of the findings, and 1 if there are none and it is not complete."""
+        return self.findings.exit_code or (EXIT_OK if self.complete else EXIT_FINDINGS)
+
     def report(
         self,
         source: Source,
@@ -666,8 +671,5 @@ def inspect(
     if summary.findings.error is not None and not summary.read:
         raise summary.findings.error
     summary.finish(quick=quick)
-    code = summary.findings.exit_code
-    if not code and not summary.complete:
-        code = EXIT_FINDINGS
     report = summary.report(source, decoder, quick=quick, container=container, channels=channels)
-    return report, code
+    return report, summary.exit_code

@@ -23,7 +23,7 @@ from vmstream.errors import (
     TruncatedError,
     UnsupportedError,
 )
-from vmstream.guest.index import MAX_INDEXED, Input, PageIndex, PageStore, Span
+from vmstream.guest.index import Input, PageIndex, PageStore, Span, most_pages
 from vmstream.guest.physical import PhysicalMap, Region, physical_map
 from vmstream.ops.channels import Channels
 from vmstream.ops.extract import MapEvidence, find_block, shared_files, tables_block
@@ -41,9 +41,6 @@ from vmstream.wire.constants import CAP_IGNORE_SHARED, DEFAULT_PAGE_SIZE
 
 if TYPE_CHECKING:
     from _typeshed import WriteableBuffer
-
-# What a page takes of a bound that is stated in bytes.
-_PAGE_OF_LIMIT = 4096
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,7 +66,7 @@ class MemoryOptions:
     @property
     def most_pages(self) -> int:
         """Pages that are indexed."""
-        return MAX_INDEXED if self.max_ram is None else self.max_ram // _PAGE_OF_LIMIT
+        return most_pages(self.max_ram)
 
 
 class GuestMemory:

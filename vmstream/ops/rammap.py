@@ -9,9 +9,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from vmstream.container.open import OpenStream
-from vmstream.errors import EXIT_FINDINGS, LimitError, OutputError, UnsupportedError
+from vmstream.errors import LimitError, OutputError, UnsupportedError
 from vmstream.guest.coverage import KINDS, columns_of
-from vmstream.guest.index import MAX_INDEXED
+from vmstream.guest.index import MAX_INDEXED, most_pages
 from vmstream.guest.multifd import compression_of
 from vmstream.guest.physical import PhysicalMap
 from vmstream.ops.channels import Channels
@@ -49,8 +49,6 @@ _NEVER, _ZERO, _NORMAL, _COMPRESSED = (
     PAGE_KINDS.index(kind) for kind in ("never sent", "zero", "normal", "compressed")
 )
 _KIND_OF_COLUMN = np.array([PAGE_KINDS.index(kind) for kind in KINDS], np.uint8)
-# What a page takes of a bound that is stated in bytes.
-_PAGE_OF_LIMIT = 4096
 
 
 class LastKinds:
@@ -297,13 +295,6 @@ def read_map(
     if not summary.blocks:
         raise error or OutputError(f"{opened.source.name}: no RAM to draw: it has no block list")
     summary.finish()
-    code = summary.findings.exit_code
-    if not code and not summary.complete:
-        code = EXIT_FINDINGS
     found = map_of(summary, evidence, tables, below_4g)
-    return Mapped(ram_map(summary, seen, found), summary.machine, summary.findings, code)
-
-
-def most_pages(max_ram: int | None) -> int:
-    """Return how many pages are looked at, of RAM that is bounded to so many bytes."""
-    return MAX_INDEXED if max_ram is None else max_ram // _PAGE_OF_LIMIT
+    made = ram_map(summary, seen, found)
+    return Mapped(made, summary.machine, summary.findings, summary.exit_code)

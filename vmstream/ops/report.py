@@ -5,8 +5,9 @@ from __future__ import annotations
 from itertools import groupby
 
 from vmstream.container.open import OpenStream
-from vmstream.errors import EXIT_FINDINGS, OutputError
+from vmstream.errors import OutputError
 from vmstream.guest.devices import Node
+from vmstream.guest.index import most_pages
 from vmstream.guest.meaning import meaning
 from vmstream.ops.channels import Channels
 from vmstream.ops.convergence import ACPITables, map_of, pass_reports
@@ -14,7 +15,7 @@ from vmstream.ops.devices import cpus_report, numbers_of
 from vmstream.ops.extract import MapEvidence
 from vmstream.ops.inspect import Summary
 from vmstream.ops.pipeline import Progress
-from vmstream.ops.rammap import LastKinds, most_pages, ram_map
+from vmstream.ops.rammap import LastKinds, ram_map
 from vmstream.ops.verify import described, examine, judge
 from vmstream.report.models.cpus import CPUReport
 from vmstream.report.models.names import readable
@@ -209,9 +210,6 @@ def read_report(
     )
     if summary.findings.error is not None and not summary.read:
         raise summary.findings.error
-    code = summary.findings.exit_code
-    if not code and not summary.complete:
-        code = EXIT_FINDINGS
     place = map_of(summary, evidence, tables, below_4g)
     cpus: list[CPUReport] = []
     no_cpus = None
@@ -240,4 +238,4 @@ def read_report(
         no_cpus=no_cpus,
         made_by=__version__,
     )
-    return report, code
+    return report, summary.exit_code

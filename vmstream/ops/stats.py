@@ -17,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from vmstream.container.open import OpenStream
-from vmstream.errors import EXIT_FINDINGS, LimitError, UnsupportedError
+from vmstream.errors import LimitError, UnsupportedError
 from vmstream.guest.content import CLASSES, ZERO, classify, nonzero
 from vmstream.guest.coverage import BlockCoverage, kind_of
 from vmstream.guest.index import PageIndex
@@ -491,5 +491,4 @@ def read_stats(
             anomalies=summary.findings.report(),
             anomaly_count=summary.findings.count,
         )
-    code = summary.findings.exit_code
-    return report, code if code or summary.complete else EXIT_FINDINGS
+    return report, summary.exit_code
